@@ -1,0 +1,280 @@
+"""Types of the compiled core. Checked against the built module by stubtest in `make lint`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final, Literal, TypeAlias, final
+
+__version__: Final[str]
+
+@final
+class SseEvent:
+    """One dispatched server-sent event (WHATWG HTML, section 9.2.6)."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    @property
+    def event(self) -> str:
+        """Event type; ``"message"`` unless the block named one."""
+    @property
+    def data(self) -> str:
+        """The block's data lines joined by ``"\\n"``."""
+    @property
+    def id(self) -> str:
+        """The last event id in force at dispatch; ``""`` when none was set."""
+    @property
+    def retry(self) -> int | None:
+        """The block's valid ``retry`` field in milliseconds, if it had one."""
+
+@final
+class SseDecoder:
+    """Incremental decoder of ``text/event-stream`` bytes in any chunking.
+
+    ``max_event_bytes`` bounds what one event may buffer. Past it ``feed`` raises `AdapterError`
+    with detail ``frame_too_large``, after which the decoder stays failed.
+    """
+
+    def __new__(cls, *, max_event_bytes: int = 1_048_576) -> SseDecoder: ...
+    def feed(self, data: bytes) -> list[SseEvent]:
+        """Decode one read; the events it completed, in order."""
+    def finish(self) -> None:
+        """Tell the decoder that the input has ended. An unfinished block is never dispatched."""
+    @property
+    def last_event_id(self) -> str: ...
+    @property
+    def retry(self) -> int | None:
+        """The reconnection time last set by the server, in milliseconds."""
+    @property
+    def unknown_lines(self) -> list[str]:
+        """Lines whose field name the standard ignores (the first 8 KiB of them)."""
+    @property
+    def eof_pending(self) -> str | None:
+        """After ``finish()``: the data of a block that no blank line completed."""
+    @property
+    def eof_partial(self) -> str | None:
+        """After ``finish()``: the text of a last line that no line end completed."""
+    @property
+    def utf8_replaced(self) -> int:
+        """How many malformed UTF-8 sequences became U+FFFD."""
+
+_EventKind: TypeAlias = Literal["started", "token", "metrics", "end", "error"]
+
+@final
+class TokenEvent:
+    """One event of a stream: ``{kind, data}`` of the contract, with typed access to the fields.
+
+    Frozen. A field that the kind does not have is None. Text becomes a Python string on each
+    read of ``t``; forwarding with ``to_sse()`` never makes one.
+    """
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    @property
+    def kind(self) -> _EventKind: ...
+    @property
+    def data(self) -> dict[str, Any]:
+        """The event's data as a fresh dict, absent fields left out."""
+    @property
+    def is_terminal(self) -> bool:
+        """Whether this is the stream's ``end`` or ``error``."""
+    @property
+    def t(self) -> str | None:
+        """``token``: the text delta."""
+    @property
+    def i(self) -> int | None:
+        """``token``: its number, from 0 without gaps."""
+    @property
+    def n(self) -> int | None:
+        """``token``: how many tokens it stands for."""
+    @property
+    def channel(self) -> Literal["content", "reasoning", "tool"] | None: ...
+    @property
+    def tokens_in(self) -> int | None: ...
+    @property
+    def tokens_out(self) -> int | None: ...
+    @property
+    def decode_ms(self) -> int | None: ...
+    @property
+    def latency_first_token_ms(self) -> int | None: ...
+    @property
+    def finish_reason(
+        self,
+    ) -> Literal["stop", "length", "cancelled", "content_filter", "tool_calls", "unknown"] | None: ...
+    @property
+    def finish_reason_raw(self) -> str | None: ...
+    @property
+    def usage_source(self) -> Literal["engine", "counted"] | None: ...
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def engine(self) -> str | None: ...
+    @property
+    def engine_version(self) -> str | None: ...
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def correlation_id(self) -> str | None: ...
+    @property
+    def embeddings(self) -> list[list[float]] | None: ...
+    @property
+    def scores(self) -> list[dict[str, Any]] | None: ...
+    @property
+    def code(self) -> str | None:
+        """``error``: the ErrorKind."""
+    @property
+    def message(self) -> str | None:
+        """``error``: what happened, redacted."""
+    @property
+    def retriable(self) -> bool | None: ...
+    @property
+    def error(self) -> Exception | None:
+        """``error``: a fresh `worker_adapters.WorkerError` with every field, ready to raise."""
+    def to_sse(self) -> bytes:
+        """``event: KIND\\ndata: JSON\\n\\n``, UTF-8, JSON on one line."""
+    def to_json(self) -> str:
+        """``{"kind":…,"data":{…}}`` on one line."""
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class Redactor:
+    """Replaces registered secrets in text by ``****`` plus six hex digits of their SHA-256.
+
+    Immutable and safe to share. Raises ValueError for a secret shorter than 6 characters.
+    """
+
+    def __new__(cls, known_secrets: Sequence[str] = ()) -> Redactor: ...
+    def redact(self, text: str) -> str: ...
+    def with_secrets(self, known_secrets: Sequence[str]) -> Redactor:
+        """A redactor that knows these secrets too."""
+
+@final
+class ErrorRules:
+    """An engine's error rule table, compiled once and applied in Rust.
+
+    Each rule is a mapping: any of the conditions ``status`` (int), ``type`` (str), ``code``
+    (str, or an int given as str), ``message`` (a substring), all of which must hold, and the
+    outcome ``kind`` (WorkerError), ``error_code`` (ErrorKind), ``detail``, ``retriable`` (bool,
+    optional), ``processed`` (optional). The first rule that matches wins; without one the HTTP
+    status decides. Raises ValueError, naming rule and key, for anything outside the closed sets.
+    """
+
+    def __new__(cls, rules: Sequence[Mapping[str, Any]] = ()) -> ErrorRules: ...
+    def __len__(self) -> int: ...
+
+@final
+class StreamDecoder:
+    """Bytes of one response in, `TokenEvent`s out; the terminal law and every clock of a stream.
+
+    Never reads a clock or a socket: each input carries ``now`` in monotonic seconds, and
+    ``next_wakeup()`` says when to call ``tick()``. Durations are seconds; None switches a clock
+    off; ``deadline`` is an instant on the same axis as ``now``.
+
+    ``engine`` names the wire dialect (`dialects()` lists them); ``options`` are the dialect's
+    own. ``started`` holds what the started event reports beside what the engine says
+    (``queue_position``, ``predicted_start_ms``, ``engine_version``, ``model``, ``model_digest``,
+    ``seed``, ``sampler_profile_version``, ``correlation_id``). Raises ValueError for an unknown
+    engine, option or key.
+    """
+
+    def __new__(
+        cls,
+        engine: str,
+        *,
+        options: Mapping[str, str] | None = None,
+        started: Mapping[str, str | int | None] | None = None,
+        rules: ErrorRules | None = None,
+        redactor: Redactor | None = None,
+        max_event_bytes: int = 1_048_576,
+        first_token_timeout: float | None = None,
+        token_gap_timeout: float | None = None,
+        idle_timeout: float | None = None,
+        deadline: float | None = None,
+    ) -> StreamDecoder: ...
+    def dispatched(self, now: float) -> None:
+        """The request has been handed to the transport: the first-token clock starts."""
+    def head(
+        self, status: int, headers: Sequence[tuple[bytes, bytes]], now: float
+    ) -> list[TokenEvent]:
+        """The response head. A status other than 200 makes the body an error body."""
+    def feed(self, data: bytes, now: float) -> list[TokenEvent]:
+        """One network read; the events it completed, in order."""
+    def finish(self, now: float, complete: bool = True) -> list[TokenEvent]:
+        """The body has ended; ``complete`` says whether HTTP framing was whole."""
+    def fail(
+        self, detail: str, phase: str, now: float, *, message: str = "", processed: str | None = None
+    ) -> list[TokenEvent]:
+        """The transport failed. ``detail`` and ``phase`` are words of the closed sets."""
+    def cancel(self, now: float) -> list[TokenEvent]:
+        """The caller cancelled: one ``end`` with ``finish_reason: cancelled`` if still running."""
+    def reader(self, paused: bool, now: float) -> None:
+        """Whether our own reader is the slow side; the token gap is not counted meanwhile."""
+    def tick(self, now: float) -> list[TokenEvent]:
+        """Let the clocks that have run out fire."""
+    def next_wakeup(self) -> float | None:
+        """The earliest instant at which a clock runs out, or None."""
+    def complete(
+        self,
+        now: float,
+        *,
+        tokens_in: int | None = None,
+        embeddings: Sequence[Sequence[float]] | None = None,
+        scores: Sequence[tuple[int, float]] | None = None,
+    ) -> list[TokenEvent]:
+        """A unary answer (embedding, rerank) came: ``started`` and ``end`` at once."""
+    @property
+    def phase(self) -> str:
+        """Where the stream is: ``queue``, ``write``, ``head``, ``first_token``, ``stream``, ``drain``."""
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the terminal event has been produced."""
+    @property
+    def tokens_emitted(self) -> int:
+        """How many tokens the events produced so far stand for."""
+    @property
+    def dropped_after_end(self) -> int:
+        """Frames that came after the terminal event and were dropped."""
+    @property
+    def dropped_choices(self) -> int:
+        """Frames of a choice other than the first, dropped: one stream has one answer."""
+    @property
+    def utf8_replaced(self) -> int:
+        """Malformed UTF-8 sequences of the body that became U+FFFD."""
+
+def dialects() -> list[str]:
+    """The wire dialects `StreamDecoder` knows, sorted."""
+
+def error_kinds() -> list[str]:
+    """Every WorkerError kind."""
+
+def error_codes() -> list[str]:
+    """Every ErrorKind code."""
+
+def error_details() -> list[str]:
+    """Every stable word that ``WorkerError.detail`` may hold."""
+
+def error_phases() -> list[str]:
+    """Every phase in which an error can arise."""
+
+def make_error(
+    engine: str,
+    detail: str,
+    phase: str,
+    *,
+    message: str = "",
+    redactor: Redactor | None = None,
+    correlation_id: str | None = None,
+    status: int | None = None,
+    processed: str | None = None,
+    retry_after_ms: int | None = None,
+) -> Exception:
+    """A `worker_adapters.WorkerError` for a stable word, classified as a stream's errors are."""
+
+def classify_response(
+    engine: str,
+    status: int,
+    headers: Sequence[tuple[bytes, bytes]],
+    body: bytes,
+    *,
+    phase: str = "head",
+    rules: ErrorRules | None = None,
+    redactor: Redactor | None = None,
+    correlation_id: str | None = None,
+) -> Exception:
+    """The `worker_adapters.WorkerError` that an HTTP error answer means for this engine."""
