@@ -1,0 +1,107 @@
+# One command per intent; each creates what it needs, from a bare clone. `make help` lists them.
+# Needed beforehand: Python 3.11 or newer, cargo, and a C linker.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(shell command -v $(p))))
+CARGO ?= cargo
+# Arguments for pytest: make test ARGS="-k cancel -x"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Every cargo command sees the interpreter that maturin builds for, so nothing is compiled twice.
+export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+
+# What has been installed is remembered by a stamp named after the dependency lists themselves:
+# edit a list in pyproject.toml and the next command brings the environment up to date.
+requirements = $(PYTHON) scripts/requirements.py
+RUN := group:build project extra:demo
+DEV := group:test group:lint
+BENCH := group:bench
+stamp = $(VENV)/.stamp-$(1)-$(shell $(requirements) --hash $($(1)))
+
+RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml \
+	$(shell find rust/core/src rust/python -name '*.rs' -o -name Cargo.toml 2>/dev/null)
+BUILT := $(VENV)/.stamp-built
+
+.PHONY: help
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(BUILT) ## stream from a real llama.cpp server; URL=http://host:port uses yours instead
+	@$(BIN)/worker-adapters demo $(if $(URL),--url '$(URL)')
+
+.PHONY: test
+test: test-rust test-python ## run every test: Rust, Python, real llama.cpp, packaging
+
+.PHONY: test-rust
+test-rust: $(BIN)/python ## run the Rust tests
+	$(CARGO) test --workspace --locked --quiet
+
+.PHONY: test-python
+test-python: $(call stamp,DEV) $(BUILT) ## run the Python tests (ARGS=... goes to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: quick
+quick: $(call stamp,DEV) $(BUILT) ## run the Python tests that need no engine and no build
+	$(BIN)/python -m pytest -m 'not real and not slow' $(ARGS)
+
+.PHONY: lint
+lint: $(call stamp,DEV) $(BUILT) ## check format, lints, types and the stub
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest worker_adapters._core --mypy-config-file pyproject.toml
+
+.PHONY: fmt
+fmt: $(call stamp,DEV) ## format Rust and Python and apply ruff's safe fixes
+	$(CARGO) fmt --all
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(call stamp,BENCH) $(BUILT) ## measure decoding beside its peers and rewrite benches/RESULTS.md
+	$(BIN)/python benches/python/report.py
+
+.PHONY: build
+build: $(BUILT) ## build the extension into the virtual environment
+
+.PHONY: venv
+venv: $(call stamp,RUN) $(call stamp,DEV) ## create the virtual environment with every dependency
+
+.PHONY: all
+all: lint test ## everything CI runs
+
+.PHONY: clean
+clean: ## remove everything the commands made
+	rm -rf $(VENV) target dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f python/worker_adapters/_core.*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable}: Python 3.11 or newer is needed; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+define install
+$(call stamp,$(1)): | $(BIN)/python
+	@rm -f $(VENV)/.stamp-$(1)-*
+	$(requirements) $($(1)) > $(VENV)/$(1).txt
+	$(BIN)/python -m pip install --quiet --requirement $(VENV)/$(1).txt
+	@touch $$@
+endef
+$(foreach list,RUN DEV BENCH,$(eval $(call install,$(list))))
+
+$(BUILT): $(call stamp,RUN) $(RUST_SOURCES)
+	$(BIN)/maturin develop --quiet --release --locked
+	@touch $@

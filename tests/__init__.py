@@ -1,0 +1,1 @@
+"""The test suites; helpers are imported from here as ``tests.<folder>.<module>``."""

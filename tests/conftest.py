@@ -1,0 +1,27 @@
+"""Fixtures and paths that several suites share."""
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CAPTURES = REPOSITORY / "tests" / "captures"
+VECTORS = REPOSITORY / "tests" / "vectors"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Return the root of the source tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def captures() -> Path:
+    """Return the folder of recorded engine answers, one folder per engine."""
+    return CAPTURES
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Path:
+    """Return the folder of decoder vectors that Rust and Python share."""
+    return VECTORS
