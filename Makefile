@@ -26,13 +26,13 @@ DEV := group:test group:lint
 BENCH := group:bench
 stamp = $(VENV)/.stamp-$(1)-$(shell $(requirements) --hash $($(1)))
 
-RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml \
+RUST_SOURCES := Cargo.toml pyproject.toml $(wildcard Cargo.lock) \
 	$(shell find rust/core/src rust/python -name '*.rs' -o -name Cargo.toml 2>/dev/null)
 BUILT := $(VENV)/.stamp-built
 
 .PHONY: help
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(BUILT) ## stream from a real llama.cpp server; URL=http://host:port uses yours instead

@@ -25,7 +25,7 @@ _LOWER_BOUND = re.compile(r"\s*([\w.-]+)[^>]*>=\s*([\w.]+)")
 
 
 def select(pyproject: dict[str, Any], what: str) -> Iterator[str]:
-    """Yield the requirements of ``project``, ``extra:NAME`` or ``group:NAME``; KeyError if unknown."""
+    """Yield what ``project``, ``extra:NAME`` or ``group:NAME`` requires; KeyError if unknown."""
     kind, _, name = what.partition(":")
     lines: list[str] = {
         "project": lambda: pyproject["project"]["dependencies"],
