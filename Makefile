@@ -12,6 +12,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 py
 CARGO ?= cargo
 # Arguments for pytest: make test ARGS="-k cancel -x"
 ARGS ?=
+DIST ?= dist
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,6 +30,13 @@ stamp = $(VENV)/.stamp-$(1)-$(shell $(requirements) --hash $($(1)))
 RUST_SOURCES := Cargo.toml pyproject.toml $(wildcard Cargo.lock) \
 	$(shell find rust/core/src rust/python -name '*.rs' -o -name Cargo.toml 2>/dev/null)
 BUILT := $(VENV)/.stamp-built
+
+# Panic messages name source files: without this a binary would tell where it was built.
+HERE_AND_CARGO := --remap-path-prefix=$(CURDIR)=. \
+	--remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
+$(BUILT) dist: export RUSTFLAGS := $(strip $(RUSTFLAGS) $(HERE_AND_CARGO))
+# The wheel is built in an unpacked sdist; it shares what has been compiled here.
+dist: export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 .PHONY: help
 help: ## list the commands
@@ -74,6 +82,10 @@ bench: $(call stamp,BENCH) $(BUILT) ## measure decoding beside its peers and rew
 
 .PHONY: build
 build: $(BUILT) ## build the extension into the virtual environment
+
+.PHONY: dist
+dist: $(call stamp,RUN) ## build the sdist and, from it, the wheel; DIST=directory, default dist
+	$(BIN)/maturin build --quiet --release --locked --sdist --out '$(DIST)'
 
 .PHONY: venv
 venv: $(call stamp,RUN) $(call stamp,DEV) ## create the virtual environment with every dependency

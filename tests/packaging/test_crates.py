@@ -1,0 +1,38 @@
+"""The crates as others build them: the core alone, the extension for the stable ABI."""
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.conftest import Run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+CARGO = os.environ.get("CARGO", "cargo")
+
+
+def test_the_core_crate_can_be_packaged_and_built_from_its_package(run: Run) -> None:
+    run([CARGO, "package", "--package", "worker-adapters-core", "--locked", "--allow-dirty"])
+    metadata = json.loads(
+        run([CARGO, "metadata", "--no-deps", "--format-version=1", "--locked"]).stdout
+    )
+    (version,) = {package["version"] for package in metadata["packages"]}
+    packages = Path(metadata["target_directory"]) / "package"
+    with tarfile.open(packages / f"worker-adapters-core-{version}.crate") as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames()}
+    assert {"Cargo.toml", "LICENSE", "README.md", "src/lib.rs"} <= names
+    assert not {name for name in names if name.startswith("tests/")}
+
+
+def test_the_core_crate_knows_neither_python_nor_sockets(run: Run) -> None:
+    command = [CARGO, "tree", "--package=worker-adapters-core", "--locked"]
+    tree = run([*command, "--edges=normal", "--prefix=none", "--format={lib}"]).stdout
+    assert not {"pyo3", "tokio", "hyper", "mio", "socket2", "rustls"} & set(tree.split())
+
+
+def test_the_extension_compiles_for_the_stable_abi(run: Run, repository: Path) -> None:
+    manifest = repository / "rust" / "python" / "Cargo.toml"
+    run([CARGO, "check", "--manifest-path", manifest, "--features", "abi3", "--locked"])

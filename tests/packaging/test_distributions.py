@@ -1,0 +1,144 @@
+"""What is in the sdist and the wheel, and that the wheel works where nothing else is."""
+
+import email
+import json
+import os
+import tarfile
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from tests.packaging.conftest import Distributions, Run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="session")
+def sdist_files(distributions: Distributions) -> dict[str, int]:
+    """Return the sizes of the sdist's files by their path below its top folder."""
+    with tarfile.open(distributions.sdist) as archive:
+        return {
+            str(PurePosixPath(*PurePosixPath(member.name).parts[1:])): member.size
+            for member in archive.getmembers()
+            if member.isfile()
+        }
+
+
+@pytest.fixture(scope="session")
+def wheel_files(distributions: Distributions) -> dict[str, bytes]:
+    """Return the contents of the wheel's files by path."""
+    with zipfile.ZipFile(distributions.wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_sdist_holds_what_a_build_needs(sdist_files: dict[str, int]) -> None:
+    needed = {
+        "Cargo.lock",
+        "Cargo.toml",
+        "CHANGELOG.md",
+        "LICENSE",
+        "PKG-INFO",
+        "README.md",
+        "pyproject.toml",
+        "python/worker_adapters/_core.pyi",
+        "python/worker_adapters/py.typed",
+        "rust/core/Cargo.toml",
+        "rust/core/src/lib.rs",
+        "rust/python/Cargo.toml",
+        "rust/python/src/lib.rs",
+    }
+    assert needed <= set(sdist_files)
+
+
+def test_sdist_holds_nothing_else(sdist_files: dict[str, int]) -> None:
+    allowed = {"python", "rust"}
+    strangers = {
+        name
+        for name in sdist_files
+        if "/" in name
+        and (name.split("/")[0] not in allowed or "/captures/" in name or "__pycache__" in name)
+    }
+    assert not strangers
+    assert not {name for name in sdist_files if name.endswith((".so", ".sse", ".http"))}
+    assert sum(sdist_files.values()) < 2_000_000
+
+
+def test_wheel_holds_the_package_and_its_types(wheel_files: dict[str, bytes]) -> None:
+    assert {
+        "worker_adapters/__init__.py",
+        "worker_adapters/_core.pyi",
+        "worker_adapters/py.typed",
+    } <= set(wheel_files)
+    libraries = [name for name in wheel_files if name.endswith(".so")]
+    assert [PurePosixPath(name).name.split(".")[0] for name in libraries] == ["_core"]
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel_files)
+
+
+def test_wheel_holds_no_tests(wheel_files: dict[str, bytes]) -> None:
+    top = {name.split("/")[0].split("-")[0] for name in wheel_files}
+    assert top == {"worker_adapters"}
+    strangers = {
+        name
+        for name in wheel_files
+        if "/tests/" in name or "/test_" in name or "__pycache__" in name or name.endswith(".rs")
+    }
+    assert not strangers
+
+
+def test_wheel_tells_nothing_of_the_machine_it_was_built_on(
+    wheel_files: dict[str, bytes], distributions: Distributions, repository: Path
+) -> None:
+    cargo_home = os.environ.get("CARGO_HOME") or str(Path.home() / ".cargo")
+    places = {str(repository), str(Path.home()), cargo_home, str(distributions.wheel.parent)}
+    found = {
+        f"{place} in {name}"
+        for place in places
+        for name, content in wheel_files.items()
+        if f"{place}/".encode() in content
+    }
+    assert not found
+
+
+def test_metadata(wheel_files: dict[str, bytes], repository: Path) -> None:
+    (name,) = (name for name in wheel_files if name.endswith(".dist-info/METADATA"))
+    metadata = email.message_from_bytes(wheel_files[name])
+    assert metadata["Name"] == "worker-adapters"
+    assert f'version = "{metadata["Version"]}"' in (repository / "Cargo.toml").read_text()
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.11"
+    unconditional = [
+        requirement
+        for requirement in metadata.get_all("Requires-Dist") or []
+        if "extra ==" not in requirement
+    ]
+    assert sorted(requirement.split(">=")[0] for requirement in unconditional) == [
+        "httpx",
+        "prometheus-client",
+        "pydantic",
+    ]
+    assert set(metadata.get_all("Provides-Extra") or []) == {"cli", "demo"}
+
+
+def test_wheel_works_in_a_clean_environment(clean_python: Path, run: Run, tmp_path: Path) -> None:
+    program = """
+import json, worker_adapters
+from worker_adapters import LlamaCppAdapter, SseDecoder
+(event,) = SseDecoder().feed(b"data: it works\\n\\n")
+print(json.dumps([event.data, worker_adapters.__version__, worker_adapters.__file__]))
+"""
+    done = run([clean_python, "-I", "-W", "error", "-c", program], cwd=tmp_path)
+    data, version, file = json.loads(done.stdout)
+    assert data == "it works"
+    assert version.count(".") == 2
+    assert Path(file).is_relative_to(clean_python.parent.parent)
+
+
+def test_command_without_its_extra_says_how_to_get_it(
+    clean_python: Path, run: Run, tmp_path: Path
+) -> None:
+    command = clean_python.parent / "worker-adapters"
+    done = run([command, "--help"], cwd=tmp_path, expect=2)
+    assert done.stdout == ""
+    assert "worker-adapters[cli]" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,31 @@
+"""The lower bounds in pyproject.toml are promises: the suite passes with exactly those versions."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.conftest import Distributions, Run, create_environment
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def test_unit_and_replay_suites_pass_with_the_lowest_versions(
+    distributions: Distributions, run: Run, repository: Path, tmp_path: Path
+) -> None:
+    def requirements(*what: str) -> list[str]:
+        done = run([sys.executable, repository / "scripts" / "requirements.py", *what])
+        return done.stdout.split("\n")[:-1]
+
+    lowest = requirements("--lowest", "project")
+    python = create_environment(
+        run, tmp_path / "venv", [distributions.wheel, *lowest, *requirements("group:test")]
+    )
+    installed = run([sys.executable, "-m", "pip", "--python", python, "list", "--format=freeze"])
+    assert {line.lower() for line in lowest} <= {
+        line.lower().replace("_", "-") for line in installed.stdout.split()
+    }
+    done = run(
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit", "tests/replay"]
+    )
+    assert " passed" in done.stdout
