@@ -78,7 +78,7 @@ fmt: $(call stamp,DEV) ## format Rust and Python and apply ruff's safe fixes
 
 .PHONY: bench
 bench: $(call stamp,BENCH) $(BUILT) ## measure decoding beside its peers and rewrite benches/RESULTS.md
-	$(BIN)/python benches/python/report.py
+	$(BIN)/python -m benches.python.report
 
 .PHONY: build
 build: $(BUILT) ## build the extension into the virtual environment

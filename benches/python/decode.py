@@ -205,6 +205,7 @@ def measure(stream: Stream, rounds: int) -> list[dict[str, object]]:
                 "stream": stream.name,
                 "reads": label,
                 "contender": name,
+                "whole_job": name in WHOLE_JOB,
                 "median_ns": statistics.median(taken),
                 "min_ns": min(taken),
                 "max_ns": max(taken),

@@ -1,0 +1,176 @@
+"""Run every benchmark and write benches/RESULTS.md: the machine, the versions, the tables.
+
+``make bench`` calls it. Rust figures come from criterion's own files and from the counting
+allocator's output, Python figures from decode.py, each run as its own process.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+RESULTS = ROOT / "benches" / "RESULTS.md"
+CARGO = os.environ.get("CARGO", "cargo")
+PACKAGE = "worker-adapters-benches"
+
+
+def output(command: Sequence[str]) -> str:
+    """Run a command in the repository and return what it prints; its stderr passes through."""
+    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a Markdown table, the first column left, the others right."""
+    return [
+        "| " + " | ".join(head) + " |",
+        "|---|" + "---:|" * (len(head) - 1),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
+
+
+def machine() -> list[str]:
+    """Describe what the figures were measured on and with."""
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    peers = ", ".join(f"{name} {version(name)}" for name in ("msgspec", "httpx-sse", "httpx"))
+    return [
+        f"Written by `make bench` on {datetime.now(UTC):%Y-%m-%d}.",
+        "",
+        (
+            f"- machine: {os.cpu_count()} cores of {cpu}, {platform.system()} {platform.release()}; "
+            f"load average when it began: {load}"
+        ),
+        (
+            f"- {platform.python_implementation()} {platform.python_version()}, "
+            f"{output(['rustc', '--version']).strip()}"
+        ),
+        f"- worker-adapters {version('worker-adapters')}, {peers}",
+        "",
+    ]
+
+
+def python_section() -> list[str]:
+    """Run decode.py and render its tables."""
+    found: dict[str, Any] = json.loads(output([sys.executable, "-m", "benches.python.decode"]))
+    lines = [
+        "## Into Python, beside peers",
+        "",
+        (
+            f"CPU time of the thread, {found['events']:,} token events decoded from memory, "
+            f"{found['rounds']} interleaved rounds in one process. Before timing, every contender that "
+            "does the whole job has produced exactly the texts that went in. *ratio* is the median "
+            "over the first row's. `chat` is a vLLM chat stream, `llama` one of llama.cpp's "
+            "`/completion`; the rows in italics do only a part of the job."
+        ),
+        "",
+    ]
+    rows: list[dict[str, Any]] = found["rows"]
+    for stream, size in found["bytes_per_event"].items():
+        for reads in dict.fromkeys(row["reads"] for row in rows):
+            here = [row for row in rows if (row["stream"], row["reads"]) == (stream, reads)]
+            lines += [f"### {stream}, {size:.0f} bytes per event, {reads}", ""]
+            lines += table(
+                ["", "ns per event", "min … max", "ratio"],
+                [
+                    (
+                        row["contender"] if row["whole_job"] else f"*{row['contender']}*",
+                        f"{row['median_ns']:,.0f}",
+                        f"{row['min_ns']:,.0f} … {row['max_ns']:,.0f}",
+                        f"{row['ratio']:.2f}",
+                    )
+                    for row in here
+                ],
+            )
+    return lines
+
+
+def criterion() -> Iterator[tuple[str, float, float, float, dict[str, int]]]:
+    """Yield id, median, 95 % interval (ns per iteration) and throughput of what has run."""
+    for file in sorted((TARGET / "criterion").glob("**/new/benchmark.json")):
+        about = json.loads(file.read_text(encoding="utf-8"))
+        estimates = json.loads(file.with_name("estimates.json").read_text(encoding="utf-8"))
+        median = estimates["median"]
+        interval = median["confidence_interval"]
+        throughput: dict[str, int] = about["throughput"] or {}
+        yield (
+            about["full_id"],
+            median["point_estimate"],
+            interval["lower_bound"],
+            interval["upper_bound"],
+            throughput,
+        )
+
+
+def rust_section() -> list[str]:
+    """Run the criterion benchmarks and the counting allocator, and render their tables."""
+    shutil.rmtree(TARGET / "criterion", ignore_errors=True)
+    output([CARGO, "bench", "--package", PACKAGE, "--locked", "--bench", "decode"])
+    lines = [
+        "## In Rust",
+        "",
+        "Wall time by criterion, decoded from memory: median and its 95 % interval.",
+        "",
+    ]
+    rows = []
+    for name, median, low, high, throughput in criterion():
+        events = throughput.get("Elements", 1)
+        rows.append(
+            (
+                f"`{name}`",
+                f"{median / events:,.1f}",
+                f"{low / events:,.1f} … {high / events:,.1f}",
+            )
+        )
+    lines += table(["", "ns per event", "95 % interval"], rows)
+    allocations = output(
+        [
+            CARGO,
+            "run",
+            "--quiet",
+            "--release",
+            "--locked",
+            "--package",
+            PACKAGE,
+            "--bin",
+            "allocations",
+        ]
+    )
+    return [
+        *lines,
+        "Allocations on the Rust side, counted by the allocator in steady state:",
+        "",
+        "```text",
+        *allocations.rstrip().splitlines(),
+        "```",
+        "",
+    ]
+
+
+def main() -> None:
+    """Run the benchmarks and rewrite RESULTS.md."""
+    lines = ["# Benchmark results", "", *machine()]
+    lines += python_section()
+    lines += rust_section()
+    RESULTS.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    print(f"wrote {RESULTS.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
