@@ -54,8 +54,8 @@ def machine() -> list[str]:
         f"Written by `make bench` on {datetime.now(UTC):%Y-%m-%d}.",
         "",
         (
-            f"- machine: {os.cpu_count()} cores of {cpu}, {platform.system()} {platform.release()}; "
-            f"load average when it began: {load}"
+            f"- machine: {os.cpu_count()} cores of {cpu}, {platform.system()} "
+            f"{platform.release()}; load average when it began: {load}"
         ),
         (
             f"- {platform.python_implementation()} {platform.python_version()}, "
@@ -74,9 +74,9 @@ def python_section() -> list[str]:
         "",
         (
             f"CPU time of the thread, {found['events']:,} token events decoded from memory, "
-            f"{found['rounds']} interleaved rounds in one process. Before timing, every contender that "
-            "does the whole job has produced exactly the texts that went in. *ratio* is the median "
-            "over the first row's. `chat` is a vLLM chat stream, `llama` one of llama.cpp's "
+            f"{found['rounds']} interleaved rounds in one process. Before timing, every contender "
+            "that does the whole job has produced exactly the texts that went in. *ratio* is the "
+            "median over the first row's. `chat` is a vLLM chat stream, `llama` one of llama.cpp's "
             "`/completion`; the rows in italics do only a part of the job."
         ),
         "",
@@ -139,19 +139,8 @@ def rust_section() -> list[str]:
             )
         )
     lines += table(["", "ns per event", "95 % interval"], rows)
-    allocations = output(
-        [
-            CARGO,
-            "run",
-            "--quiet",
-            "--release",
-            "--locked",
-            "--package",
-            PACKAGE,
-            "--bin",
-            "allocations",
-        ]
-    )
+    of_package = ["--quiet", "--release", "--locked", "--package", PACKAGE]
+    allocations = output([CARGO, "run", *of_package, "--bin", "allocations"])
     return [
         *lines,
         "Allocations on the Rust side, counted by the allocator in steady state:",
