@@ -1,0 +1,1 @@
+//! Bodies of engines, made up for the benchmarks.

@@ -1,0 +1,243 @@
+//! OpenAI's completions and chat completions streams, with what servers have made of them.
+//!
+//! * `data: [DONE]` is the finish signal; it also follows an error, and is no success then.
+//! * Text comes as `choices[0].text` or `choices[0].delta.content`; thinking as `reasoning`
+//!   (vLLM ≥ 0.11.1) or `reasoning_content`; tool calls as `delta.tool_calls`, handed on as the
+//!   JSON text the engine sent.
+//! * A chunk without text stands for a token that ended inside a character or a possible stop word,
+//!   unless it announces the role or the finish reason.
+//! * `usage` comes on the last chunk, on one of its own with no choice, on every chunk (then it
+//!   counts the tokens of each), or not at all.
+//! * With `n > 1` choices are told apart by `index`. A stream here has one answer: chunks of another
+//!   index are dropped and counted.
+
+use crate::dialects::FrameParser;
+use crate::engine_error::EngineError;
+use crate::event::{Channel, FinishReason};
+use crate::json::{JsonError, Kind, RawStr, Reader};
+use crate::sse::SseEvent;
+use crate::stream::{Count, FrameSink};
+
+const DONE: &str = "[DONE]";
+
+/// Parser of `text_completion` and `chat.completion.chunk` objects.
+#[derive(Debug, Default)]
+pub struct OpenAi {
+    scratch: String,
+}
+
+#[derive(Default)]
+struct Chunk<'a> {
+    choice: Option<Choice<'a>>,
+    other_choices: u64,
+    usage: Option<Usage>,
+    model: Option<RawStr<'a>>,
+    is_error: bool,
+}
+
+#[derive(Default)]
+struct Choice<'a> {
+    index: Option<u64>,
+    text: Option<RawStr<'a>>,
+    delta: Delta<'a>,
+    finish_reason: Option<RawStr<'a>>,
+}
+
+#[derive(Default)]
+struct Delta<'a> {
+    content: Option<RawStr<'a>>,
+    reasoning: Option<RawStr<'a>>,
+    tool_calls: Option<&'a str>,
+    has_role: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Usage {
+    tokens_in: Option<u64>,
+    tokens_out: Option<u64>,
+}
+
+impl<'a> Chunk<'a> {
+    fn parse(text: &'a str) -> Result<Self, JsonError> {
+        let mut chunk = Self::default();
+        let mut reader = Reader::new(text);
+        reader.object(|key, reader| {
+            match key {
+                "choices" => chunk.read_choices(reader)?,
+                "usage" => chunk.usage = Usage::read(reader)?,
+                "model" if reader.peek()? == Kind::String => chunk.model = Some(reader.string()?),
+                "error" => {
+                    chunk.is_error |= !reader.take_null()?;
+                    if chunk.is_error {
+                        reader.skip()?;
+                    }
+                }
+                "object" if reader.peek()? == Kind::String => {
+                    chunk.is_error |= reader.string()?.raw() == "error";
+                }
+                _ => reader.skip()?,
+            }
+            Ok(())
+        })?;
+        reader.end()?;
+        Ok(chunk)
+    }
+
+    fn read_choices(&mut self, reader: &mut Reader<'a>) -> Result<(), JsonError> {
+        self.choice = None;
+        self.other_choices = 0;
+        if reader.take_null()? {
+            return Ok(());
+        }
+        reader.array(|at, reader| {
+            let choice = Choice::read(reader)?;
+            if choice.index.unwrap_or(at as u64) == 0 {
+                self.choice = Some(choice);
+            } else {
+                self.other_choices += 1;
+            }
+            Ok(())
+        })
+    }
+}
+
+impl<'a> Choice<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, JsonError> {
+        let mut choice = Self::default();
+        reader.object(|key, reader| {
+            match key {
+                "index" => choice.index = reader.u64_or_null()?,
+                "text" => choice.text = reader.string_or_null()?,
+                "delta" => choice.delta = Delta::read(reader)?,
+                "finish_reason" => choice.finish_reason = reader.string_or_null()?,
+                _ => reader.skip()?,
+            }
+            Ok(())
+        })?;
+        Ok(choice)
+    }
+}
+
+impl<'a> Delta<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, JsonError> {
+        let mut delta = Self::default();
+        if reader.take_null()? {
+            return Ok(delta);
+        }
+        reader.object(|key, reader| {
+            match key {
+                "content" => delta.content = reader.string_or_null()?,
+                "reasoning" | "reasoning_content" => {
+                    // Servers of the time between the two names send both, one of them null.
+                    delta.reasoning = reader.string_or_null()?.or(delta.reasoning);
+                }
+                "tool_calls" => {
+                    if !reader.take_null()? {
+                        let calls = reader.raw_value()?;
+                        delta.tool_calls = (calls != "[]").then_some(calls);
+                    }
+                }
+                "role" => {
+                    delta.has_role = true;
+                    reader.skip()?;
+                }
+                _ => reader.skip()?,
+            }
+            Ok(())
+        })?;
+        Ok(delta)
+    }
+}
+
+impl Usage {
+    fn read(reader: &mut Reader<'_>) -> Result<Option<Self>, JsonError> {
+        if reader.take_null()? {
+            return Ok(None);
+        }
+        let mut usage = Self::default();
+        reader.object(|key, reader| {
+            match key {
+                "prompt_tokens" => usage.tokens_in = reader.u64_or_null()?,
+                "completion_tokens" => usage.tokens_out = reader.u64_or_null()?,
+                _ => reader.skip()?,
+            }
+            Ok(())
+        })?;
+        Ok(Some(usage))
+    }
+}
+
+impl FrameParser for OpenAi {
+    fn frame(&mut self, event: &SseEvent<'_>, sink: &mut FrameSink<'_>) -> Result<(), JsonError> {
+        if event.data == DONE {
+            sink.accept();
+            sink.end();
+            return Ok(());
+        }
+        let chunk = Chunk::parse(event.data)?;
+        if chunk.is_error {
+            sink.error(&EngineError::from_error_value(event.data));
+            return Ok(());
+        }
+        for _ in 0..chunk.other_choices {
+            sink.drop_choice();
+        }
+        if chunk.choice.is_none() && chunk.other_choices > 0 {
+            return Ok(());
+        }
+        if let Some(model) = chunk.model
+            && !sink.is_started()
+        {
+            sink.model(&model.value());
+        }
+        sink.accept();
+        if let Some(usage) = chunk.usage {
+            if let Some(tokens) = usage.tokens_in {
+                sink.tokens_in(tokens);
+            }
+            if let Some(tokens) = usage.tokens_out {
+                sink.tokens_out(tokens);
+            }
+        }
+        let Some(choice) = chunk.choice else { return Ok(()) };
+        let delta = choice.delta;
+        let present = |text: Option<RawStr<'_>>| text.is_some_and(|text| !text.is_empty());
+        let content = choice.text.or(delta.content);
+        let has_text = present(content) || present(delta.reasoning) || delta.tool_calls.is_some();
+        let held = !has_text && !delta.has_role && choice.finish_reason.is_none();
+        match chunk.usage.and_then(|usage| usage.tokens_out) {
+            // On a last chunk it counts the tokens that had no text, too.
+            Some(total) if has_text || held => sink.tokens(Count::Total(total)),
+            None if has_text || held => sink.tokens(Count::More(1)),
+            _ => {}
+        }
+        if let Some(text) = delta.reasoning {
+            sink.text(Channel::Reasoning, text.value_in(&mut self.scratch));
+        }
+        if let Some(text) = content {
+            sink.text(Channel::Content, text.value_in(&mut self.scratch));
+        }
+        if let Some(calls) = delta.tool_calls {
+            sink.text(Channel::Tool, calls);
+        }
+        if let Some(raw) = choice.finish_reason {
+            let raw = raw.value_in(&mut self.scratch);
+            sink.finish_reason(finish_reason(raw), raw);
+        }
+        Ok(())
+    }
+
+    fn end_marker(&self) -> Option<&'static str> {
+        Some(DONE)
+    }
+}
+
+fn finish_reason(raw: &str) -> FinishReason {
+    match raw {
+        "stop" => FinishReason::Stop,
+        "length" => FinishReason::Length,
+        "content_filter" => FinishReason::ContentFilter,
+        "tool_calls" | "function_call" => FinishReason::ToolCalls,
+        _ => FinishReason::Unknown,
+    }
+}

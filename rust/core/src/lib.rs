@@ -1,0 +1,39 @@
+//! Bytes of LLM engines in, token events out – with no I/O, no clock and no Python.
+//!
+//! An engine's answer is a stream of server-sent events in a dialect of its own. This crate decodes
+//! them into one vocabulary, [`event::TokenEvent`], under one law: `started`, then tokens, then
+//! exactly one `end` or `error`. A stream that was cut off is an error, never an end.
+//!
+//! The parts, from the wire up:
+//!
+//! * [`sse`] decodes `text/event-stream`; [`json`] takes a few fields out of a document while
+//!   checking all of it.
+//! * [`dialects`] knows how engines write their frames. Bring your own with
+//!   [`dialects::FrameParser`].
+//! * [`stream`] is the state machine of one response, clocks included. It is told what happens and
+//!   when, and answers with events.
+//! * [`error`], [`engine_error`] and [`rules`] turn what goes wrong into data.
+//! * [`redact`] keeps secrets out of every text.
+//!
+//! `examples/replay.rs` decodes a captured body with nothing but this crate.
+
+#![forbid(unsafe_code)]
+
+mod clocks;
+pub mod dialects;
+pub mod engine_error;
+pub mod error;
+pub mod event;
+pub mod http;
+pub mod json;
+pub mod redact;
+pub mod rules;
+pub mod sse;
+pub mod stream;
+pub mod time;
+mod words;
+
+pub use clocks::Clocks;
+pub use dialects::Dialect;
+pub use event::TokenEvent;
+pub use stream::{StreamConfig, StreamDecoder};

@@ -1,0 +1,4 @@
+//! The compiled core.
+use pyo3::prelude::*;
+#[pymodule]
+mod _core {}
