@@ -191,7 +191,7 @@ class LlamaCppServer:
         ]
         self._said.clear()
         self._log.clear()
-        self._child = subprocess.Popen(
+        self._child = subprocess.Popen(  # noqa: S603 - this interpreter, our own script
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def engine_params(options: argparse.Namespace, engine: Any) -> Any:
-    """xllamacpp's parameter object for the parsed flags."""
+    """The engine's parameter object for the parsed flags."""
     params = engine.CommonParams()
     params.model.path = options.model
     if options.alias:

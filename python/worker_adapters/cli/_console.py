@@ -1,0 +1,115 @@
+"""Where output goes, and what an exit status means.
+
+stdout carries data and nothing else, always UTF-8, flushed as it comes; everything for people
+goes to stderr, in colour only where stderr is a terminal and ``NO_COLOR`` is not set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+
+    from rich.console import Console
+
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "PIPE_CLOSED",
+    "UNREACHABLE",
+    "USAGE",
+    "fail",
+    "fail_with",
+    "for_people",
+    "guarded",
+    "note",
+    "print_text",
+    "run",
+    "visible",
+]
+
+FAILED: Final = 1
+USAGE: Final = 2
+UNREACHABLE: Final = 3
+INTERRUPTED: Final = 130
+PIPE_CLOSED: Final = 141
+"""What a shell shows for a program that SIGPIPE ended: whoever read stdout has gone."""
+
+_T = TypeVar("_T")
+
+# What a terminal would obey instead of show: a model's text must not move the cursor, rename the
+# window or answer in the user's name. Tab and line feed stay; shown are the Unicode pictures.
+_CONTROLS: Final = {
+    **{code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}
+
+
+def print_text(text: str) -> None:
+    """Write data to stdout at once. Raises BrokenPipeError when its reader has gone."""
+    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+    sys.stdout.buffer.flush()
+
+
+def visible(text: str) -> str:
+    """The text as it is safe to show: on a terminal its control characters become pictures."""
+    return text.translate(_CONTROLS) if sys.stdout.isatty() else text
+
+
+def for_people() -> Console:
+    """A console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def note(text: str, style: str = "dim") -> None:
+    """One line on stderr, taken literally (no markup)."""
+    for_people().print(text, style=style, markup=False)
+
+
+def fail(message: str, status: int = FAILED) -> NoReturn:
+    """Say on stderr what went wrong, in one line, and end the command with ``status``."""
+    note(f"worker-adapters: {message}", style="red")
+    raise typer.Exit(status)
+
+
+def fail_with(error: Exception, where: str = "") -> NoReturn:
+    """End the command for a `worker_adapters.WorkerError`: 3 when the engine was unreachable."""
+    phase, detail = getattr(error, "phase", None), getattr(error, "detail", None)
+    unreachable = phase in {"resolve", "connect", "tls"}
+    code = getattr(error, "code", "")
+    what = " ".join(str(word) for word in (code, f"({detail})" if detail else "") if word)
+    place = f" at {where}" if where else ""
+    message = f"{what}{place}: {error}" if str(error) else f"{what}{place}"
+    fail(message, UNREACHABLE if unreachable else FAILED)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Turn Ctrl-C and a closed stdout into their exit statuses, without a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note("interrupted")
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more on its way out; let that go nowhere.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        raise typer.Exit(PIPE_CLOSED) from None
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run a command's coroutine. Ctrl-C cancels it, so that it can close what it has open."""
+    with guarded():
+        return asyncio.run(work)

@@ -1,0 +1,30 @@
+"""A completion task from what a command line says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+if TYPE_CHECKING:
+    from worker_adapters import TaskRequest
+
+__all__ = ["completion_task"]
+
+
+def completion_task(engine: str, prompt: str, **fields: Any) -> TaskRequest:
+    """A task of its own session for whatever model the engine has loaded.
+
+    Raises pydantic's ValidationError for a field outside the contract.
+    """
+    from worker_adapters import TaskRequest
+
+    given = {name: value for name, value in fields.items() if value is not None}
+    return TaskRequest(
+        task_id=uuid4(),
+        session_id=uuid4(),
+        workload="completion",
+        engine=engine,
+        priority="interactive",
+        prompt=prompt,
+        **given,
+    )

@@ -1,0 +1,53 @@
+"""Our counts are the engine's own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.real.support import ONCE, WANDER, Engine, task
+from worker_adapters import LlamaCppAdapter
+from worker_adapters.testing.llamacpp import LlamaCppServer
+
+if TYPE_CHECKING:
+    import httpx
+
+    from worker_adapters import TaskRequest
+
+pytestmark = pytest.mark.real
+
+
+async def test_token_counts_equal_the_engine_s_counters(http: httpx.AsyncClient) -> None:
+    """On an engine of its own, whose counters have seen nothing but these tasks."""
+    tasks = [
+        *(task(max_tokens=n, determinism="strict") for n in (1, 11, 12, 19, 36)),
+        *(task(prompt, kv_hint="reuse") for prompt in (ONCE, ONCE, "say hello", "say end")),
+        *(task(max_tokens=60, seed=s, sampler_profile_version=WANDER.version) for s in range(8)),
+        task("every word of text " * 40, kv_hint="reuse"),
+        task("every word of text " * 40 + "comes", kv_hint="reuse"),
+    ]
+    async with (
+        LlamaCppServer() as server,
+        LlamaCppAdapter(server.url, sampler_profiles=[WANDER]) as adapter,
+    ):
+        engine = Engine(server.url, http)
+
+        async def run(wanted: TaskRequest) -> tuple[int, int]:
+            async with await adapter.submit(wanted) as stream:
+                end = (await stream.collect()).events[-1]
+            assert end.usage_source == "engine"
+            return end.tokens_in or 0, end.tokens_out or 0
+
+        one_by_one = [await run(wanted) for wanted in tasks]
+        copies = [wanted.model_copy(update={"task_id": task().task_id}) for wanted in tasks]
+        at_once = await asyncio.gather(*(run(wanted) for wanted in copies))
+        await engine.idle()
+        counters = await engine.counters()
+
+    tokens_in, tokens_out = map(sum, zip(*one_by_one, *at_once, strict=True))
+    processed, cached = counters["prompt_tokens_total"], counters["prompt_tokens_cached_total"]
+    assert tokens_in == processed + cached < 1_000_000
+    assert cached > 0
+    assert tokens_out == counters["tokens_predicted_total"] < 1_000_000
