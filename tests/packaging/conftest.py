@@ -2,23 +2,12 @@
 
 import os
 import subprocess
-import sys
-import venv
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@dataclass(frozen=True)
-class Distributions:
-    """The files that would be published."""
-
-    sdist: Path
-    wheel: Path
+from tests.packaging.support import Distributions, Run, create_environment
 
 
 @pytest.fixture(scope="session")
@@ -67,13 +56,3 @@ def clean_python(
 ) -> Path:
     """Return the interpreter of an environment that holds the wheel and its dependencies only."""
     return create_environment(run, tmp_path_factory.mktemp("clean") / "venv", [distributions.wheel])
-
-
-def create_environment(run: Run, directory: Path, packages: Sequence[str | Path]) -> Path:
-    """Create an environment with ``packages`` in it and return its interpreter."""
-    venv.create(directory, symlinks=sys.platform != "win32")
-    python = directory / "bin" / "python"
-    # The pip of the environment the tests run in: newer than the one an interpreter bundles.
-    pip = [sys.executable, "-m", "pip", "--python", python]
-    run([*pip, "install", "--quiet", *packages])
-    return python

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.conftest import Run
+from tests.packaging.support import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

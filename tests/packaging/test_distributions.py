@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from tests.packaging.conftest import Distributions, Run
+from tests.packaging.support import Distributions, Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.packaging.conftest import Run
+from tests.packaging.support import Run
 
 HEAVY = {"httpx", "httpcore", "anyio", "typer", "click", "rich", "numpy", "gguf", "xllamacpp"}
 

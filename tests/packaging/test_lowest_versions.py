@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.conftest import Distributions, Run, create_environment
+from tests.packaging.support import Distributions, Run, create_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.conftest import Run
+from tests.packaging.support import Run
 from worker_adapters.testing.llamacpp import LlamaCppServer
 
 ADDRESS = "http://127.0.0.1:8080"

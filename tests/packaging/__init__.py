@@ -1,0 +1,1 @@
+"""What would be published: sdist, wheel, crate, command, README."""
