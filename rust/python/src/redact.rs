@@ -1,0 +1,35 @@
+//! The redactor as a Python object.
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
+use worker_adapters_core::redact::{Redactor, RedactorError};
+
+/// Replaces registered secrets in text.
+#[pyclass(frozen, name = "Redactor", module = "worker_adapters._core")]
+pub(crate) struct PyRedactor(pub(crate) Redactor);
+
+fn refused(error: RedactorError) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+#[pymethods]
+impl PyRedactor {
+    #[new]
+    #[pyo3(signature = (known_secrets=Vec::new()))]
+    fn new(known_secrets: Vec<PyBackedStr>) -> PyResult<Self> {
+        Redactor::new(known_secrets).map(Self).map_err(refused)
+    }
+
+    fn redact(&self, text: &str) -> String {
+        self.0.redact(text).into_owned()
+    }
+
+    fn with_secrets(&self, known_secrets: Vec<PyBackedStr>) -> PyResult<Self> {
+        self.0.with_secrets(known_secrets).map(Self).map_err(refused)
+    }
+
+    fn __repr__(&self) -> String {
+        format!("{:?}", self.0)
+    }
+}

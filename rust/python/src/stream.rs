@@ -1,0 +1,275 @@
+//! The stream decoder as a Python object: one call and one list per network read.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::sync::MutexExt;
+use pyo3::types::{PyList, PyMapping, PyMappingMethods};
+use worker_adapters_core::dialects::Dialect;
+use worker_adapters_core::error::{Detail, Phase, Processed};
+use worker_adapters_core::event::{Score, Started, TokenEvent};
+use worker_adapters_core::http::ResponseHead;
+use worker_adapters_core::sse::DEFAULT_MAX_EVENT_BYTES;
+use worker_adapters_core::stream::{StreamConfig, StreamDecoder, UnaryAnswer};
+use worker_adapters_core::time::Instant;
+
+use crate::errors::word;
+use crate::event::PyTokenEvent;
+use crate::redact::PyRedactor;
+use crate::rules::PyErrorRules;
+
+/// Bytes of one response in, events out.
+#[pyclass(frozen, name = "StreamDecoder", module = "worker_adapters._core")]
+pub(crate) struct PyStreamDecoder(Mutex<Inner>);
+
+struct Inner {
+    decoder: StreamDecoder,
+    /// Reused by every call; empty between them.
+    events: Vec<TokenEvent>,
+}
+
+impl PyStreamDecoder {
+    fn lock<'s>(&'s self, py: Python<'_>) -> MutexGuard<'s, Inner> {
+        // A panic cannot leave the decoder in a state that is unsafe to look at.
+        self.0.lock_py_attached(py).unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Runs one input and hands its events over. Making Python objects can run arbitrary Python
+    /// code, so the lock is not held meanwhile.
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        input: impl FnOnce(&mut StreamDecoder, &mut Vec<TokenEvent>),
+    ) -> PyResult<Bound<'py, PyList>> {
+        let mut events = {
+            let inner = &mut *self.lock(py);
+            input(&mut inner.decoder, &mut inner.events);
+            if inner.events.is_empty() {
+                return Ok(PyList::empty(py));
+            }
+            std::mem::take(&mut inner.events)
+        };
+        let list = PyList::new(py, events.drain(..).map(PyTokenEvent));
+        self.lock(py).events = events;
+        list
+    }
+}
+
+#[pymethods]
+impl PyStreamDecoder {
+    #[new]
+    #[pyo3(signature = (engine, *, options=None, started=None, rules=None, redactor=None,
+        max_event_bytes=DEFAULT_MAX_EVENT_BYTES, first_token_timeout=None, token_gap_timeout=None,
+        idle_timeout=None, deadline=None))]
+    #[expect(clippy::too_many_arguments, reason = "a configuration, by keyword")]
+    fn new(
+        engine: &str,
+        options: Option<&Bound<'_, PyMapping>>,
+        started: Option<&Bound<'_, PyMapping>>,
+        rules: Option<&PyErrorRules>,
+        redactor: Option<&PyRedactor>,
+        max_event_bytes: usize,
+        first_token_timeout: Option<f64>,
+        token_gap_timeout: Option<f64>,
+        idle_timeout: Option<f64>,
+        deadline: Option<f64>,
+    ) -> PyResult<Self> {
+        let options: Vec<(String, String)> = match options {
+            Some(options) => options.items()?.extract()?,
+            None => Vec::new(),
+        };
+        let pairs = options.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let dialect = Dialect::new(engine, pairs)
+            .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let mut config = StreamConfig::new(engine);
+        if let Some(started) = started {
+            read_started(started, &mut config.started)?;
+        }
+        if let Some(rules) = rules {
+            config.rules = Arc::clone(&rules.0);
+        }
+        if let Some(redactor) = redactor {
+            config.redactor = redactor.0.clone();
+        }
+        config.max_event_bytes = max_event_bytes;
+        config.clocks.first_token = clock("first_token_timeout", first_token_timeout)?;
+        config.clocks.token_gap = clock("token_gap_timeout", token_gap_timeout)?;
+        config.clocks.idle = clock("idle_timeout", idle_timeout)?;
+        config.clocks.deadline = deadline.map(|at| instant("deadline", at)).transpose()?;
+        let decoder = StreamDecoder::new(dialect, config);
+        Ok(Self(Mutex::new(Inner { decoder, events: Vec::new() })))
+    }
+
+    fn dispatched(&self, py: Python<'_>, now: f64) -> PyResult<()> {
+        let now = instant("now", now)?;
+        self.lock(py).decoder.dispatched(now);
+        Ok(())
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "PyO3 extracts owned sequences")]
+    fn head<'py>(
+        &self,
+        py: Python<'py>,
+        status: u16,
+        headers: Vec<(PyBackedBytes, PyBackedBytes)>,
+        now: f64,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let now = instant("now", now)?;
+        let headers: Vec<(&[u8], &[u8])> =
+            headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let head = ResponseHead { status, headers: &headers };
+        self.run(py, |decoder, out| decoder.head(&head, now, out))
+    }
+
+    fn feed<'py>(&self, py: Python<'py>, data: &[u8], now: f64) -> PyResult<Bound<'py, PyList>> {
+        let now = instant("now", now)?;
+        self.run(py, |decoder, out| decoder.feed(data, now, out))
+    }
+
+    #[pyo3(signature = (now, complete=true))]
+    fn finish<'py>(
+        &self,
+        py: Python<'py>,
+        now: f64,
+        complete: bool,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let now = instant("now", now)?;
+        self.run(py, |decoder, out| decoder.finish(complete, now, out))
+    }
+
+    #[pyo3(signature = (detail, phase, now, *, message="", processed=None))]
+    fn fail<'py>(
+        &self,
+        py: Python<'py>,
+        detail: &str,
+        phase: &str,
+        now: f64,
+        message: &str,
+        processed: Option<&str>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let detail = word("detail", detail, Detail::from_word)?;
+        let phase = word("phase", phase, Phase::from_word)?;
+        let processed = processed
+            .map(|processed| word("processed", processed, Processed::from_word))
+            .transpose()?;
+        let now = instant("now", now)?;
+        self.run(py, |decoder, out| decoder.fail(detail, phase, processed, message, now, out))
+    }
+
+    fn cancel<'py>(&self, py: Python<'py>, now: f64) -> PyResult<Bound<'py, PyList>> {
+        let now = instant("now", now)?;
+        self.run(py, |decoder, out| decoder.cancel(now, out))
+    }
+
+    fn reader(&self, py: Python<'_>, paused: bool, now: f64) -> PyResult<()> {
+        let now = instant("now", now)?;
+        self.lock(py).decoder.reader(paused, now);
+        Ok(())
+    }
+
+    fn tick<'py>(&self, py: Python<'py>, now: f64) -> PyResult<Bound<'py, PyList>> {
+        let now = instant("now", now)?;
+        self.run(py, |decoder, out| decoder.tick(now, out))
+    }
+
+    fn next_wakeup(&self, py: Python<'_>) -> Option<f64> {
+        self.lock(py).decoder.next_wakeup().map(Instant::as_secs_f64)
+    }
+
+    #[pyo3(signature = (now, *, tokens_in=None, embeddings=None, scores=None))]
+    fn complete<'py>(
+        &self,
+        py: Python<'py>,
+        now: f64,
+        tokens_in: Option<u64>,
+        embeddings: Option<Vec<Vec<f64>>>,
+        scores: Option<Vec<(u64, f64)>>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let now = instant("now", now)?;
+        let scores = scores.map(|scores| {
+            scores.into_iter().map(|(index, score)| Score { index, score }).collect()
+        });
+        let answer = UnaryAnswer { tokens_in, embeddings, scores };
+        self.run(py, |decoder, out| decoder.complete(answer, now, out))
+    }
+
+    #[getter]
+    fn phase(&self, py: Python<'_>) -> &'static str {
+        self.lock(py).decoder.phase().as_str()
+    }
+
+    #[getter]
+    fn is_terminal(&self, py: Python<'_>) -> bool {
+        self.lock(py).decoder.is_terminal()
+    }
+
+    #[getter]
+    fn tokens_emitted(&self, py: Python<'_>) -> u64 {
+        self.lock(py).decoder.tokens_emitted()
+    }
+
+    #[getter]
+    fn dropped_after_end(&self, py: Python<'_>) -> u64 {
+        self.lock(py).decoder.dropped_after_end()
+    }
+
+    #[getter]
+    fn dropped_choices(&self, py: Python<'_>) -> u64 {
+        self.lock(py).decoder.dropped_choices()
+    }
+
+    #[getter]
+    fn utf8_replaced(&self, py: Python<'_>) -> u64 {
+        self.lock(py).decoder.utf8_replaced()
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        format!("{:?}", self.lock(py).decoder)
+    }
+}
+
+fn instant(name: &str, secs: f64) -> PyResult<Instant> {
+    if secs.is_finite() && secs >= 0.0 {
+        Ok(Instant::from_secs_f64(secs))
+    } else {
+        Err(PyValueError::new_err(format!("{name} must be a finite number of seconds, not {secs}")))
+    }
+}
+
+fn clock(name: &str, secs: Option<f64>) -> PyResult<Option<Duration>> {
+    secs.map(|secs| {
+        Duration::try_from_secs_f64(secs)
+            .map_err(|error| PyValueError::new_err(format!("{name}: {error} ({secs})")))
+    })
+    .transpose()
+}
+
+fn read_started(mapping: &Bound<'_, PyMapping>, started: &mut Started) -> PyResult<()> {
+    for item in mapping.items()? {
+        let (key, value): (String, Bound<'_, PyAny>) = item.extract()?;
+        if value.is_none() {
+            continue;
+        }
+        let mut text = None;
+        match key.as_str() {
+            "queue_position" => started.queue_position = Some(value.extract()?),
+            "predicted_start_ms" => started.predicted_start_ms = Some(value.extract()?),
+            "seed" => started.seed = Some(value.extract()?),
+            "engine_version" => text = Some(&mut started.engine_version),
+            "model" => text = Some(&mut started.model),
+            "model_digest" => text = Some(&mut started.model_digest),
+            "sampler_profile_version" => text = Some(&mut started.sampler_profile_version),
+            "correlation_id" => text = Some(&mut started.correlation_id),
+            _ => {
+                return Err(PyValueError::new_err(format!("{key:?} is not a field of 'started'")));
+            }
+        }
+        if let Some(text) = text {
+            *text = Some(value.extract::<&str>()?.into());
+        }
+    }
+    Ok(())
+}
