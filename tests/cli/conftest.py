@@ -149,10 +149,10 @@ def running() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Start ``worker-adapters`` and leave it running; ended with the test."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*arguments: str) -> subprocess.Popen[bytes]:
+    def start(*arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, "-m", "worker_adapters.cli", *arguments],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment(),

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worker_adapters.cli._console import FAILED, USAGE, fail, fail_with, guarded, note, run
+from worker_adapters.cli._console import (
+    FAILED,
+    USAGE,
+    fail,
+    fail_with,
+    for_people,
+    guarded,
+    note,
+    run,
+)
 from worker_adapters.cli._options import ApiKeyFile, check_url, read_api_key
+
+if TYPE_CHECKING:
+    from worker_adapters import TokenEvent
 
 __all__ = ["demo"]
 
@@ -78,5 +90,26 @@ async def _demo(url: str, key: str | None, prompt: str, max_tokens: int) -> int:
             status, terminal = await show(stream)
         if terminal is None or terminal.kind != "end":
             return status or FAILED
-        found: dict[str, Any] = await describe(adapter)
+        found = await describe(adapter)
+    _report(found, terminal)
     return 0
+
+
+def _report(found: dict[str, Any], end: TokenEvent) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from worker_adapters.cli._show import tokens_per_second
+    from worker_adapters.cli.probe import rows
+
+    rate = tokens_per_second(end)
+    table = Table.grid(padding=(0, 2))
+    for name, value in (
+        *rows(found).items(),
+        ("tokens", f"{end.tokens_in} in, {end.tokens_out} out ({end.usage_source})"),
+        ("first token", f"{end.latency_first_token_ms} ms"),
+        ("speed", "too quick to tell" if rate is None else f"{rate:.0f} tokens/s"),
+        ("finish", str(end.finish_reason)),
+    ):
+        table.add_row(name, Text(value))
+    for_people().print(table)

@@ -21,7 +21,7 @@ from worker_adapters.cli._options import (
 if TYPE_CHECKING:
     from worker_adapters import WorkerAdapter
 
-__all__ = ["describe", "probe", "render"]
+__all__ = ["describe", "probe", "rows"]
 
 
 def probe(
@@ -38,7 +38,7 @@ def probe(
     check_engine(engine, ADAPTERS)
     check_url(url)
     found = run(_probe(engine, url, read_api_key(api_key_file)))
-    print_text(jsonlib.dumps(found, ensure_ascii=False) + "\n" if json else render(found))
+    print_text(jsonlib.dumps(found, ensure_ascii=False) + "\n" if json else _aligned(found))
     errors = found.get("errors", {})
     for what, error in errors.items():
         note(f"worker-adapters: no {what}: {error}")
@@ -77,14 +77,14 @@ async def describe(adapter: WorkerAdapter) -> dict[str, Any]:
     return found
 
 
-def render(found: dict[str, Any]) -> str:
-    """What `describe` found as aligned lines."""
+def rows(found: dict[str, Any]) -> dict[str, str]:
+    """What `describe` found, for people: a name and a value per line, unknown ones left out."""
     health = found["health"]
     state = "ready" if health["ready"] else "live, not ready" if health["live"] else "unreachable"
     if reason := health.get("reason"):
         state += f" ({reason})"
     slots = found.get("slots", {})
-    rows = {
+    every = {
         "url": found.get("url"),
         "engine": found.get("engine"),
         "version": found.get("engine_version"),
@@ -92,10 +92,14 @@ def render(found: dict[str, Any]) -> str:
         "slots": _slots(slots.get("free"), slots.get("total")),
         "model": found.get("model"),
     }
-    return "".join(f"{name:<8} {value}\n" for name, value in rows.items() if value is not None)
+    return {name: str(value) for name, value in every.items() if value is not None}
 
 
 def _slots(free: int | None, total: int | None) -> str | None:
     if total is None:
         return None if free is None else f"{free} free"
     return f"{total}" if free is None else f"{free} of {total} free"
+
+
+def _aligned(found: dict[str, Any]) -> str:
+    return "".join(f"{name:<8} {value}\n" for name, value in rows(found).items())
