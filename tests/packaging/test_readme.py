@@ -31,7 +31,7 @@ def test_the_example_streams_from_a_real_engine(readme: str, run: Run) -> None:
 
 def test_its_commands_exist(readme: str, repository: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (repository / "Makefile").read_text(), re.MULTILINE))
-    shown = set(re.findall(r"\bmake ([a-z-]+)", readme))
+    shown = set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, re.MULTILINE))
     assert {"demo", "test"} <= shown <= targets
 
 
