@@ -1,0 +1,91 @@
+"""Adapters between an LLM orchestrator and its inference engines: one contract for every engine.
+
+    from worker_adapters import LlamaCppAdapter, TaskRequest
+
+    async with LlamaCppAdapter("http://127.0.0.1:8080") as adapter:
+        stream = await adapter.submit(TaskRequest(...))
+        async for event in stream:
+            if event.kind == "token":
+                print(event.t, end="", flush=True)
+
+Importing this package loads no HTTP library; an adapter does, when it is first named.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from worker_adapters._core import (
+    ErrorRules,
+    Redactor,
+    SseDecoder,
+    SseEvent,
+    StreamDecoder,
+    TokenEvent,
+    __version__,
+)
+from worker_adapters.adapter import TokenStream, WorkerAdapter
+from worker_adapters.contract import (
+    CancelReceipt,
+    Collected,
+    Extensions,
+    Placement,
+    RerankScore,
+    SamplerProfile,
+    SubmitContext,
+    TaskRequest,
+    Timeouts,
+    WorkerHealth,
+    WorkerIdentity,
+    WorkerProps,
+)
+from worker_adapters.errors import (
+    AdapterError,
+    DeadlineUnmet,
+    DecodeTimeout,
+    InternalError,
+    PoolUnavailable,
+    WorkerError,
+    WorkerReset,
+)
+
+if TYPE_CHECKING:
+    from worker_adapters.engines.llamacpp import LlamaCppAdapter
+
+__all__ = [
+    "AdapterError",
+    "CancelReceipt",
+    "Collected",
+    "DeadlineUnmet",
+    "DecodeTimeout",
+    "ErrorRules",
+    "Extensions",
+    "InternalError",
+    "LlamaCppAdapter",
+    "Placement",
+    "PoolUnavailable",
+    "Redactor",
+    "RerankScore",
+    "SamplerProfile",
+    "SseDecoder",
+    "SseEvent",
+    "StreamDecoder",
+    "SubmitContext",
+    "TaskRequest",
+    "Timeouts",
+    "TokenEvent",
+    "TokenStream",
+    "WorkerAdapter",
+    "WorkerError",
+    "WorkerHealth",
+    "WorkerIdentity",
+    "WorkerProps",
+    "WorkerReset",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LlamaCppAdapter":
+        from worker_adapters.engines.llamacpp import LlamaCppAdapter
+
+        return LlamaCppAdapter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

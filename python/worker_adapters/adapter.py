@@ -1,0 +1,509 @@
+"""The adapter contract, and the stream of events that a submit returns.
+
+`TokenStream` joins three things that know nothing of each other: a `StreamDecoder`, which holds
+every rule of a stream but no clock and no socket; a `ByteStream`, which is the socket; and the
+event loop's clock. It is pull-driven: bytes are read when events are asked for, so a slow reader
+slows the engine down, and an idle stream costs one timer and no task.
+"""
+
+import asyncio
+import contextlib
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from types import TracebackType
+from typing import ClassVar, Final, Self
+from uuid import UUID
+
+from worker_adapters._core import StreamDecoder, TokenEvent
+from worker_adapters.contract import (
+    CancelReceipt,
+    Collected,
+    RerankScore,
+    SubmitContext,
+    TaskRequest,
+    Timeouts,
+    WorkerHealth,
+    WorkerIdentity,
+    WorkerProps,
+)
+from worker_adapters.transport import ByteStream, TransportError
+
+__all__ = ["TokenStream", "WorkerAdapter"]
+
+DRAIN_BYTES: Final = 64 << 10
+DRAIN_SECONDS: Final = 0.25
+"""How much is read, and for how long, after the terminal event, to use the connection again."""
+
+LINGER_SECONDS: Final = 1.0
+"""How long a stream that has ended keeps its connection while nobody comes to finish it."""
+
+CLOSE_SECONDS: Final = 1.0
+"""How long closing a connection may take before its socket is simply left to the loop."""
+
+CLOCK_SLACK: Final = 1e-3
+"""How much earlier than asked, in seconds, a loop may ring."""
+
+
+class WorkerAdapter(ABC):
+    """One engine at one address: what an orchestrator sees of it.
+
+    An adapter is an async context manager and owns its connections and its streams: leaving it
+    cancels what is in flight. One adapter may be used in any number of `asyncio.run` calls, one
+    after the other; a stream belongs to the loop that made it.
+    """
+
+    engine: ClassVar[str]
+    """The engine's name: of its module, its metrics and its captures."""
+
+    pool_id: str
+    replica_id: str
+
+    @abstractmethod
+    async def health(self, *, timeouts: Timeouts | None = None) -> WorkerHealth:
+        """Ask whether the engine lives and is ready. Never raises for one that is unreachable."""
+
+    @abstractmethod
+    async def props(self, *, timeouts: Timeouts | None = None) -> WorkerProps:
+        """Ask for the engine's slots. Raises WorkerError when the engine cannot be asked."""
+
+    @abstractmethod
+    async def submit(
+        self,
+        task: TaskRequest,
+        *,
+        context: SubmitContext | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> "TokenStream":
+        """Send ``task`` and return its stream once the engine has answered 200.
+
+        Raises WorkerError for everything that fails before; afterwards a failure is the stream's
+        terminal ``error`` event. A submit that is cancelled meanwhile returns a stream of the one
+        event ``end`` with ``finish_reason="cancelled"``. Nothing is sent twice.
+        """
+
+    @abstractmethod
+    async def cancel(self, task_id: UUID | str) -> CancelReceipt:
+        """Cancel a task in whatever phase. Idempotent; an unknown id is no error.
+
+        No token is emitted after it returns.
+        """
+
+    @abstractmethod
+    async def engine_version(self, *, timeouts: Timeouts | None = None) -> str:
+        """Ask the engine which build it is. Raises WorkerError."""
+
+    async def identity(self, *, timeouts: Timeouts | None = None) -> WorkerIdentity:
+        """Ask the engine what it is and which model it has loaded. Raises WorkerError."""
+        return WorkerIdentity(engine_version=await self.engine_version(timeouts=timeouts))
+
+    async def embed(
+        self,
+        task: TaskRequest,
+        *,
+        context: SubmitContext | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> list[list[float]]:
+        """Return one vector per input, in input order.
+
+        Raises WorkerError, and ValueError for a task of another workload.
+        """
+        answer = await self._unary("embedding", task, context, timeouts)
+        return answer.embeddings or []
+
+    async def rerank(
+        self,
+        task: TaskRequest,
+        *,
+        context: SubmitContext | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> list[RerankScore]:
+        """Return one score per document, in input order.
+
+        Raises WorkerError, and ValueError for a task of another workload.
+        """
+        answer = await self._unary("rerank", task, context, timeouts)
+        return answer.scores or []
+
+    async def _unary(
+        self,
+        workload: str,
+        task: TaskRequest,
+        context: SubmitContext | None,
+        timeouts: Timeouts | None,
+    ) -> Collected:
+        if task.workload != workload:
+            raise ValueError(f"the task's workload is {task.workload!r}, not {workload!r}")
+        stream = await self.submit(task, context=context, timeouts=timeouts)
+        return await stream.collect()
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Cancel what is in flight and close every connection. Idempotent."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+class TokenStream:
+    """The events of one task: ``started``, any ``token``, then one ``end`` or ``error``.
+
+    Iterate over it, over `batches`, or `collect` it; the terminal event is delivered like any
+    other and iteration stops after it. Use it as an async context manager, or close it: leaving
+    early closes the connection, which frees the engine's slot. A stream that is dropped does the
+    same. Cancelling the task that reads ends the stream, because part of a read would be lost:
+    do not poll with `asyncio.wait_for`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_body",
+        "_cancelled",
+        "_clock",
+        "_closed",
+        "_decoder",
+        "_loop",
+        "_on_terminal",
+        "_reading",
+        "_ready",
+        "_reusable",
+        "_task_id",
+        "_timer",
+        "_timer_due",
+    )
+
+    def __init__(
+        self,
+        task_id: UUID,
+        decoder: StreamDecoder,
+        body: ByteStream | None,
+        *,
+        events: Iterable[TokenEvent] = (),
+        clock: Callable[[], float] = time.monotonic,
+        on_terminal: Callable[[TokenEvent], None] | None = None,
+    ) -> None:
+        """Adapters make streams. ``events`` is what ``decoder`` has produced so far."""
+        self._body = body
+        self._task_id = task_id
+        self._decoder = decoder
+        self._clock = clock
+        self._on_terminal = on_terminal
+        self._loop = asyncio.get_running_loop()
+        self._ready: deque[TokenEvent] = deque()
+        self._reading = False
+        self._closed = False
+        self._cancelled = False
+        self._reusable = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+        decoder.reader(True, clock())
+        self._produced(list(events))
+
+    @property
+    def task_id(self) -> UUID:
+        """The task this is the stream of."""
+        return self._task_id
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the stream was cancelled or left before its end."""
+        return self._cancelled
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the terminal event exists, delivered or not."""
+        return self._decoder.is_terminal
+
+    @property
+    def tokens_emitted(self) -> int:
+        """How many tokens the events so far stand for."""
+        return self._decoder.tokens_emitted
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else self._decoder.phase
+        return f"<{type(self).__name__} {self._task_id} {state}>"
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenEvent:
+        if not self._ready:
+            await self._fill()
+        return self._ready.popleft()
+
+    def batches(self) -> AsyncIterator[list[TokenEvent]]:
+        """Iterate over non-empty lists of events: all that one network read completed."""
+        return _Batches(self)
+
+    async def _next_batch(self) -> list[TokenEvent]:
+        if not self._ready:
+            await self._fill()
+        batch = list(self._ready)
+        self._ready.clear()
+        return batch
+
+    async def collect(self) -> Collected:
+        """Read the rest of the stream and return it as one answer, then close it.
+
+        Raises the WorkerError of an ``error`` event; what came before it is not returned.
+        """
+        events: list[TokenEvent] = []
+        async with self:
+            async for batch in self.batches():
+                events += batch
+        return _collected(events)
+
+    async def cancel(self) -> CancelReceipt:
+        """Cancel the task. Idempotent; after it returns only a terminal event can still come.
+
+        May be called from any loop.
+        """
+        if asyncio.get_running_loop() is not self._loop and self._loop.is_running():
+            elsewhere = asyncio.run_coroutine_threadsafe(self.cancel(), self._loop)
+            return await asyncio.wrap_future(elsewhere)
+        began = self._clock()
+        body = self._body
+        sent = self._cancel_now() and body is not None
+        if sent and body is not None:
+            await self._close(body)
+        return CancelReceipt(
+            method="close" if sent else "none",
+            sent=sent,
+            elapsed_ms=round((self._clock() - began) * 1000, 3),
+        )
+
+    async def aclose(self) -> None:
+        """Leave the stream: nothing more is delivered. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._decoder.is_terminal:
+            self._cancel_now()
+        self._ready.clear()
+        await self._finish()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        body = getattr(self, "_body", None)
+        if body is not None:
+            self._stop_timer()
+            body.abort()
+
+    def _cancel_now(self) -> bool:
+        """End the stream here and now; whether there was anything to end."""
+        produced = self._decoder.cancel(self._clock())
+        # Tokens nobody has taken yet are taken back; a terminal event that was there stands.
+        standing = [event for event in self._ready if event.is_terminal]
+        self._ready.clear()
+        if not produced:
+            self._ready.extend(standing)
+            return False
+        self._cancelled = True
+        self._produced(produced)
+        return True
+
+    async def _fill(self) -> None:
+        """Read until there is an event to deliver. Raises StopAsyncIteration when none is left."""
+        if self._reading:
+            raise RuntimeError("another task is reading this stream; a stream has one reader")
+        self._reading = True
+        try:
+            while not self._ready:
+                body = self._body
+                if body is None or self._decoder.is_terminal:
+                    self._closed = True
+                    self._reading = False
+                    await self._finish()
+                    raise StopAsyncIteration
+                await self._read(body)
+        finally:
+            self._reading = False
+
+    async def _read(self, body: ByteStream) -> None:
+        decoder = self._decoder
+        decoder.reader(False, self._clock())
+        self._set_timer()
+        try:
+            data = await body.read()
+        except TransportError as error:
+            # What woke the read may be what ended the stream.
+            if not decoder.is_terminal:
+                now = self._clock()
+                if error.detail == "truncated":
+                    self._produced(decoder.finish(now, complete=False))
+                else:
+                    self._produced(decoder.fail(error.detail, decoder.phase, now))
+            return
+        except asyncio.CancelledError:
+            self._cancel_now()
+            raise
+        if decoder.is_terminal:
+            return
+        now = self._clock()
+        events = decoder.feed(data, now) if data else decoder.finish(now)
+        decoder.reader(True, now)
+        self._produced(events)
+
+    def _produced(self, events: list[TokenEvent]) -> None:
+        """Take over what the decoder produced, and act on a terminal event."""
+        self._ready.extend(events)
+        if not self._decoder.is_terminal:
+            self._set_timer()
+            return
+        self._stop_timer()
+        if not events:
+            return
+        terminal = events[-1]
+        self._reusable = terminal.kind == "end" and terminal.finish_reason != "cancelled"
+        if self._body is not None:
+            if self._reusable:
+                self._timer = self._loop.call_later(LINGER_SECONDS, _ring, weakref.ref(self))
+            else:
+                self._body.abort()
+        on_terminal, self._on_terminal = self._on_terminal, None
+        if on_terminal is not None:
+            on_terminal(terminal)
+
+    async def _finish(self) -> None:
+        """Let the connection go: back to the pool if the body's end is near, else closed."""
+        body = self._body
+        if body is None:
+            return
+        if self._reading:
+            # The reader is on its way out and comes by here.
+            body.abort()
+            return
+        self._body = None
+        self._stop_timer()
+        try:
+            if self._reusable:
+                await self._drain(body)
+        finally:
+            await self._close(body)
+
+    async def _drain(self, body: ByteStream) -> None:
+        size = 0
+        with contextlib.suppress(TimeoutError, TransportError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while data := await body.read():
+                    self._decoder.feed(data, self._clock())
+                    size += len(data)
+                    if size > DRAIN_BYTES or self._decoder.dropped_after_end:
+                        return
+
+    async def _close(self, body: ByteStream) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await body.aclose()
+        except TimeoutError:
+            body.abort()
+
+    def _set_timer(self) -> None:
+        """Have the loop ring no later than the decoder's next clock runs out.
+
+        A timer that rings too early costs less than one moved at every read.
+        """
+        due = self._decoder.next_wakeup()
+        if due is None:
+            return
+        if self._timer is not None:
+            if self._timer_due <= due:
+                return
+            self._timer.cancel()
+        delay = max(0.0, due - self._clock())
+        self._timer = self._loop.call_later(delay, _ring, weakref.ref(self))
+        self._timer_due = due
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_ring(self) -> None:
+        self._timer = None
+        if self._decoder.is_terminal:
+            if self._body is not None:
+                self._body.abort()
+            return
+        now = self._clock()
+        due = self._decoder.next_wakeup()
+        if due is not None and due - now <= CLOCK_SLACK:
+            self._produced(self._decoder.tick(max(now, due)))
+        else:
+            self._set_timer()
+
+
+def _ring(stream: "weakref.ref[TokenStream]") -> None:
+    # The loop's timers must not keep a stream alive that nobody else refers to.
+    alive = stream()
+    if alive is not None:
+        alive._on_ring()
+
+
+class _Batches:
+    """What `TokenStream.batches` returns; a class, so that leaving it needs no clean-up."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: TokenStream) -> None:
+        self._stream = stream
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[TokenEvent]:
+        return await self._stream._next_batch()
+
+
+def _collected(events: list[TokenEvent]) -> Collected:
+    terminal = events[-1]
+    if terminal.kind == "error" and (error := terminal.error) is not None:
+        raise error
+    started = next((event for event in events if event.kind == "started"), None)
+    text: list[str] = []
+    reasoning: list[str] = []
+    for event in events:
+        if event.kind == "token":
+            piece = event.t or ""
+            match event.channel:
+                case "content":
+                    text.append(piece)
+                case "reasoning":
+                    reasoning.append(piece)
+    scores = terminal.scores
+    return Collected(
+        text="".join(text),
+        reasoning="".join(reasoning),
+        finish_reason=terminal.finish_reason,
+        tokens_in=terminal.tokens_in,
+        tokens_out=terminal.tokens_out or 0,
+        usage_source=terminal.usage_source,
+        decode_ms=terminal.decode_ms or 0,
+        latency_first_token_ms=terminal.latency_first_token_ms,
+        seed=terminal.seed,
+        model=None if started is None else started.model,
+        engine_version=terminal.engine_version,
+        embeddings=terminal.embeddings,
+        scores=None if scores is None else [RerankScore(**score) for score in scores],
+        events=tuple(events),
+    )

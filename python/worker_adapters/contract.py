@@ -1,0 +1,401 @@
+"""What crosses the boundary between an orchestrator and an adapter, besides events and errors.
+
+Everything here is immutable and belongs to the control plane: one of each per task or call, never
+one per token. Text of a task (`TaskRequest.prompt`, `TaskRequest.inputs`) and generated text
+(`Collected.text`) never show in a repr, nor in the text of a validation error.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+if TYPE_CHECKING:
+    from worker_adapters._core import TokenEvent
+
+__all__ = [
+    "CancelReceipt",
+    "Collected",
+    "Extensions",
+    "Placement",
+    "RerankScore",
+    "SamplerProfile",
+    "SubmitContext",
+    "TaskRequest",
+    "Timeouts",
+    "WorkerHealth",
+    "WorkerIdentity",
+    "WorkerProps",
+]
+
+Workload: TypeAlias = Literal["completion", "embedding", "rerank"]
+FinishReason: TypeAlias = Literal[
+    "stop", "length", "cancelled", "content_filter", "tool_calls", "unknown"
+]
+
+CONTRACT_ENGINES: Final = ("llamacpp", "vllm", "tgi", "triton")
+"""The engines every orchestrator knows."""
+
+EXTENSION_ENGINES: Final = ("openai", "sglang")
+"""Engines this project adds; a task may name one only where `Extensions` says so."""
+
+Int32 = Annotated[int, Field(strict=True, ge=-(2**31), lt=2**31)]
+Int64 = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
+Count32 = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+def _header_safe(value: str) -> str:
+    """Only what may stand in a header as it is: no CR, LF or NUL can slip into a request."""
+    if not value.isascii() or not value.isprintable():
+        raise ValueError("must be printable ASCII, because it is sent as an HTTP header")
+    return value
+
+
+def _one_line(value: str) -> str:
+    if any(ord(character) < 0x20 or ord(character) == 0x7F for character in value):
+        raise ValueError("must not contain control characters")
+    return value
+
+
+HeaderText = Annotated[
+    str, StringConstraints(min_length=1, max_length=256), AfterValidator(_header_safe)
+]
+LineText = Annotated[
+    str, StringConstraints(min_length=1, max_length=256), AfterValidator(_one_line)
+]
+
+
+class _Contract(BaseModel):
+    """Immutable, no unknown fields, and unset optionals left out when serialised."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+        validate_default=True,
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        return {name: value for name, value in data.items() if value is not None}
+
+
+class Extensions(BaseModel):
+    """Which additions to the contract an orchestrator has opted in to; none by default.
+
+    A task that names an extension engine is refused unless it is validated under one of these::
+
+        Extensions(engines=("openai",)).task_request(engine="openai", ...)
+        TaskRequest.model_validate(data, context=Extensions(engines=("openai",)))
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engines: frozenset[Literal["openai", "sglang"]] = frozenset()
+    """Engine names beyond those of the contract that a task may ask for."""
+
+    def task_request(self, **fields: Any) -> "TaskRequest":
+        """Build a `TaskRequest` with these extensions allowed.
+
+        Raises pydantic's ValidationError as the constructor does.
+        """
+        return TaskRequest.model_validate(fields, context=self)
+
+
+# One row per scheme: what follows it, and how to say so when it does not.
+_MODEL_REFS: Final[Mapping[str, tuple[re.Pattern[str], str]]] = {
+    "hf": (re.compile(r"[^/\s]+(/[^/\s]+)+"), "hf:org/repo or hf:org/repo/path/file.gguf"),
+    "file": (re.compile(r"/.*"), "file:/absolute/path (a relative path has no scheme)"),
+    "https": (re.compile(r"//[^/@?#\s]+(/\S*)?"), "https://host/path, without credentials"),
+    "s3": (re.compile(r"//[^/\s]+/\S+"), "s3://bucket/key"),
+    "oci": (re.compile(r"//[^/\s]+/\S+[:@][^/\s]+"), "oci://registry/repo:tag"),
+}
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+
+
+def _model_ref(value: str) -> str:
+    """Check the form of a model reference; a message never repeats it, it may hold a token."""
+    _one_line(value)
+    scheme = _SCHEME.match(value)
+    if scheme is None:
+        if value.startswith("/"):
+            raise ValueError("an absolute path is written file:/absolute/path")
+        return value
+    row = _MODEL_REFS.get(scheme[1])
+    if row is None:
+        known = ", ".join(form for _, form in _MODEL_REFS.values())
+        raise ValueError(f"unknown scheme {scheme[1]!r}; expected {known} or a relative path")
+    pattern, form = row
+    if pattern.fullmatch(value, scheme.end()) is None:
+        raise ValueError(f"a {scheme[1]} reference is written {form}")
+    return value
+
+
+class Placement(_Contract):
+    """Where the orchestrator wants a task to run; the adapter host acts on it, an adapter does not.
+
+    ``mode="pin"`` needs ``pin_pool_id``.
+    """
+
+    mode: Literal["pin", "prefer", "auto"]
+    pin_pool_id: Name | None = None
+    prefer_pools: tuple[Name, ...] | None = None
+    avoid_pools: tuple[Name, ...] | None = None
+    require_device_mask: Name | None = None
+    allow_fallback: Annotated[bool, Field(strict=True)] = True
+
+    @model_validator(mode="after")
+    def _pin_names_a_pool(self) -> Self:
+        if self.mode == "pin" and self.pin_pool_id is None:
+            raise ValueError("mode 'pin' needs pin_pool_id")
+        return self
+
+
+class TaskRequest(_Contract):
+    """One task, exactly as the orchestrator's contract has it.
+
+    What a workload needs: ``completion`` a ``prompt`` and ``max_tokens`` of at least 1,
+    ``embedding`` ``inputs`` or a ``prompt``, ``rerank`` a ``prompt`` (the query) and ``inputs``
+    (the documents).
+
+    Raises pydantic's ValidationError, whose text names the field and the rule and never repeats
+    a value.
+    """
+
+    task_id: UUID
+    session_id: UUID
+    workload: Workload
+    model_ref: Annotated[
+        str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_model_ref)
+    ]
+    """Which model: ``hf:``, ``file:/``, ``https://``, ``s3://``, ``oci://`` or a relative path."""
+    engine: str
+    ctx: Count32
+    """Context length the task needs, in tokens; more than the engine has is refused."""
+    priority: Literal["interactive", "batch"]
+    max_tokens: Count32
+    """The most tokens to generate."""
+    deadline_ms: Int64
+    """Time budget in milliseconds, counted from `WorkerAdapter.submit`."""
+
+    seed: Int64 | None = None
+    """Sampling seed; generated, sent and reported when unset."""
+    determinism: Literal["strict", "best_effort"] | None = None
+    sampler_profile_version: Name | None = None
+    """Names one of the adapter's `SamplerProfile`."""
+    prompt: str | None = Field(default=None, repr=False)
+    inputs: tuple[str, ...] | None = Field(default=None, repr=False)
+    expected_tokens: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
+    kv_hint: Literal["reuse", "cold"] | None = None
+    """Whether the engine may reuse its prompt cache."""
+    placement: Placement | None = None
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, value: str, info: ValidationInfo) -> str:
+        if value in CONTRACT_ENGINES:
+            return value
+        allowed = info.context.engines if isinstance(info.context, Extensions) else frozenset()
+        if value in allowed:
+            return value
+        if value in EXTENSION_ENGINES:
+            raise ValueError(
+                f"{value!r} is an extension of the contract; validate the task with "
+                f"Extensions(engines=[{value!r}])"
+            )
+        raise ValueError(f"must be one of {', '.join(CONTRACT_ENGINES)}")
+
+    @model_validator(mode="after")
+    def _workload_has_its_text(self) -> Self:
+        match self.workload:
+            case "completion":
+                if self.prompt is None:
+                    raise ValueError("workload 'completion' needs a prompt")
+                if self.max_tokens < 1:
+                    raise ValueError("workload 'completion' needs max_tokens of at least 1")
+            case "embedding":
+                if not self.inputs and self.prompt is None:
+                    raise ValueError("workload 'embedding' needs inputs or a prompt")
+            case "rerank":
+                if self.prompt is None or not self.inputs:
+                    raise ValueError(
+                        "workload 'rerank' needs a prompt (the query) and inputs (the documents)"
+                    )
+        return self
+
+
+class SubmitContext(_Contract):
+    """What the orchestrator knows about a task beyond its `TaskRequest`."""
+
+    job_id: LineText | None = None
+    correlation_id: HeaderText | None = None
+    """Sent as ``X-Correlation-Id`` and reported in every event and error; generated when unset."""
+    queue_position: Count32 | None = None
+    predicted_start_ms: Int64 | None = None
+    traceparent: HeaderText | None = None
+    """W3C trace context, forwarded as it is."""
+
+
+class WorkerHealth(_Contract):
+    """What `WorkerAdapter.health` found."""
+
+    live: bool
+    """Whether the engine answers at all."""
+    ready: bool
+    """Whether a task would be dispatched now: the model is loaded and nothing drains."""
+    reason: str | None = None
+    """Why it is not ready: a stable word such as ``connect``, ``loading`` or ``unauthorized``."""
+
+
+class WorkerProps(_Contract):
+    """How many tasks the engine can run at once, as far as it tells; None where it does not."""
+
+    slots_total: Count32 | None = None
+    slots_free: Count32 | None = None
+    source: str | None = None
+    """Which of the engine's answers the figures come from."""
+
+
+class WorkerIdentity(_Contract):
+    """What an engine says it is and which model it has loaded; None where it does not say."""
+
+    engine_version: str
+    """A stable version from the engine itself."""
+    model: str | None = None
+    """The name the engine gives its model."""
+    model_path: str | None = None
+    """Where the engine loaded it from, as the engine was told."""
+    model_digest: str | None = None
+    ctx_max: Count32 | None = None
+    """Context length of one task, in tokens."""
+    model_meta: dict[str, int | float | str] | None = None
+    """What else identifies the model: size, parameters, quantisation."""
+
+
+class CancelReceipt(_Contract):
+    """What `WorkerAdapter.cancel` did."""
+
+    method: Literal["none", "close"]
+    """``close``: the connection was closed. ``none``: the task was unknown or had ended."""
+    sent: bool
+    """Whether anything was done about the engine."""
+    confirmed: bool | None = None
+    """Whether the engine has confirmed it; None where it has no way to."""
+    elapsed_ms: float
+    """How long the call took, in milliseconds."""
+
+
+def _duration(value: float | None) -> float | None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ValueError("must be a positive number of seconds, or None to switch the clock off")
+    return value
+
+
+Seconds = Annotated[float | None, AfterValidator(_duration)]
+
+
+class Timeouts(_Contract):
+    """The clocks of an adapter or of one call, in seconds; None switches a clock off.
+
+    A task's own deadline ends it whatever these say.
+    """
+
+    connect: Seconds = 5.0
+    """From the start of name resolution to the TCP connection."""
+    tls: Seconds = 5.0
+    """The TLS handshake."""
+    unary: Seconds = 30.0
+    """A whole call that is not a stream: health, props, version, embeddings, rerank."""
+    first_token: Seconds = 120.0
+    """From dispatch to the first generated token; covers the wait for the response head."""
+    token_gap: Seconds = 30.0
+    """Between two frames that stand for generated tokens; stops while the reader is away."""
+    idle: Seconds = None
+    """No byte at all, keep-alive comments included."""
+
+    @model_serializer(mode="plain")
+    def _with_none(self) -> dict[str, float | None]:
+        # Here None is a value, not an absence.
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class SamplerProfile(_Contract):
+    """A named, versioned, immutable set of sampling parameters, part of an adapter's configuration.
+
+    A task asks for one by ``version``, which is therefore unique within an adapter. A parameter
+    left unset is the engine's own default.
+    """
+
+    name: LineText
+    version: LineText
+    temperature: Annotated[_Finite, Field(ge=0, le=100)] | None = None
+    """0 is greedy decoding."""
+    top_k: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
+    """0 considers every token."""
+    top_p: Annotated[_Finite, Field(gt=0, le=1)] | None = None
+    min_p: Annotated[_Finite, Field(ge=0, le=1)] | None = None
+    repeat_penalty: Annotated[_Finite, Field(gt=0, le=100)] | None = None
+    """1 penalises nothing."""
+    presence_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = None
+    stop: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = ()
+    """Texts that end the generation and are not part of it."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters that are set, by name; ``stop`` as a list."""
+        data = self.model_dump(exclude={"name", "version"})
+        stop = data.pop("stop")
+        return {**data, "stop": list(stop)} if stop else data
+
+
+class RerankScore(_Contract):
+    """How relevant one document is to the query."""
+
+    index: Count32
+    """Position of the document in ``TaskRequest.inputs``."""
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """A whole answer, as `TokenStream.collect` returns it. Text is kept out of the repr."""
+
+    text: str = field(repr=False)
+    """The deltas of the content channel, joined."""
+    reasoning: str = field(repr=False)
+    """The deltas of the reasoning channel, joined."""
+    finish_reason: FinishReason | None
+    tokens_in: int | None
+    tokens_out: int
+    usage_source: Literal["engine", "counted"] | None
+    """Who counted the tokens: the engine, or this library from the frames."""
+    decode_ms: int
+    latency_first_token_ms: int | None
+    seed: int | None
+    model: str | None
+    engine_version: str | None
+    embeddings: list[list[float]] | None = field(repr=False)
+    scores: list[RerankScore] | None
+    events: "tuple[TokenEvent, ...]" = field(repr=False)
+    """Every event of the stream, in order."""

@@ -1,0 +1,234 @@
+"""llama.cpp's HTTP server (``llama-server``), by its native routes.
+
+Why native: ``/completion`` counts tokens in every frame, says how a stream ended, and takes the
+sampling parameters as they are; the OpenAI-compatible routes of the same server do none of it.
+What the server does on the wire, and what this adapter makes of it, is told in
+``docs/engines/llamacpp.md``.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any, ClassVar, Final
+
+from worker_adapters._core import ErrorRules
+from worker_adapters.contract import TaskRequest, Timeouts, WorkerIdentity, WorkerProps
+from worker_adapters.engines._http import Answer, Dispatch, HttpAdapter, _Call
+from worker_adapters.errors import AdapterError
+
+__all__ = ["ERROR_RULES", "LlamaCppAdapter"]
+
+_INVALID: Final = {"kind": "Adapter", "error_code": "INVALID_PARAMS"}
+
+RULES: Final[Sequence[Mapping[str, Any]]] = (
+    # Two things share one status and one type; only the first goes with a free engine.
+    {
+        "type": "unavailable_error",
+        "message": "no slot available",
+        "kind": "PoolUnavailable",
+        "error_code": "REPLICA_EXHAUSTED",
+        "detail": "queue_full",
+        "processed": "no",
+    },
+    {
+        "type": "unavailable_error",
+        "kind": "PoolUnavailable",
+        "error_code": "POOL_UNREADY",
+        "detail": "loading",
+        "processed": "no",
+    },
+    {"type": "exceed_context_size_error", **_INVALID, "detail": "context_overflow"},
+    {"type": "authentication_error", **_INVALID, "detail": "unauthorized"},
+    {"type": "permission_error", **_INVALID, "detail": "forbidden"},
+    {"type": "not_found_error", **_INVALID, "detail": "not_found"},
+    {"type": "not_supported_error", **_INVALID, "detail": "unsupported"},
+    {"type": "invalid_request_error", **_INVALID, "detail": "invalid_request"},
+    # Faults of the request that the server reports as its own (500 server_error).
+    {
+        "type": "server_error",
+        "message": "is too large to process",
+        **_INVALID,
+        "detail": "context_overflow",
+    },
+    {
+        "type": "server_error",
+        "message": "[json.exception.",
+        **_INVALID,
+        "detail": "invalid_request",
+    },
+    {
+        "type": "server_error",
+        "message": "Failed to parse messages",
+        **_INVALID,
+        "detail": "invalid_request",
+    },
+    {
+        "type": "server_error",
+        "kind": "WorkerReset",
+        "error_code": "WORKER_RESET",
+        "detail": "engine_error",
+    },
+)
+"""What each of the server's errors means; the first row that matches decides."""
+
+ERROR_RULES: Final = ErrorRules(RULES)
+
+_PROCESSING: Final = re.compile(rb"^llamacpp:requests_processing ([0-9.e+]+)$", re.MULTILINE)
+
+
+class LlamaCppAdapter(HttpAdapter):
+    """A llama.cpp server. Arguments as `HttpAdapter` has them.
+
+    The server has no route to cancel a task: closing its connection is what frees the slot, within
+    milliseconds while it generates, after the current batch while it reads the prompt.
+    """
+
+    engine = "llamacpp"
+    dialect = "llamacpp"
+    rules = ERROR_RULES
+    health_path = "/health"
+    # The server pings every 30 s while it reads a prompt, so 75 s without a byte is a dead one.
+    default_timeouts: ClassVar[Timeouts] = Timeouts(idle=75.0)
+    # Seeds are 32 bits wide, and the last one asks for a random seed that is never reported.
+    max_seed = 2**32 - 2
+
+    async def props(self, *, timeouts: Timeouts | None = None) -> WorkerProps:
+        """Ask for the slots: ``/slots``, else ``/props`` with ``/metrics`` for the free ones.
+
+        See `WorkerAdapter.props`. What ``/slots`` says of running prompts is not kept.
+        """
+        call = self._call(timeouts)
+        try:
+            total, free = await self._get_json("/slots", call, _count_slots)
+        except AdapterError as error:
+            if not _not_offered(error):
+                raise
+        else:
+            return WorkerProps(slots_total=total, slots_free=free, source="slots")
+        try:
+            slots_total = await self._get_json("/props", call, _total_slots)
+        except AdapterError as error:
+            if not _not_offered(error):
+                raise
+            slots_total = None
+        busy = await self._busy(call)
+        if slots_total is None:
+            return WorkerProps()
+        if busy is None:
+            return WorkerProps(slots_total=slots_total, source="props")
+        return WorkerProps(
+            slots_total=slots_total, slots_free=max(0, slots_total - busy), source="props+metrics"
+        )
+
+    async def _busy(self, call: _Call) -> int | None:
+        """Return how many tasks run, from the metrics; None where they are switched off."""
+        try:
+            exposition = await self._get("/metrics", call)
+        except AdapterError as error:
+            if not _not_offered(error):
+                raise
+            return None
+        found = _PROCESSING.search(exposition)
+        return None if found is None else int(float(found[1]))
+
+    async def identity(self, *, timeouts: Timeouts | None = None) -> WorkerIdentity:
+        """Ask for the build and the model. See `WorkerAdapter.identity`.
+
+        The server has no digest of its model; ``model_meta`` (size, parameters, vocabulary) is
+        the closest to one.
+        """
+        call = self._call(timeouts)
+        identity = await self._refresh_identity(call)
+        try:
+            meta = await self._get_json("/v1/models", call, _model_meta)
+        except AdapterError as error:
+            if not _not_offered(error):
+                raise
+            return identity
+        return identity.model_copy(update={"model_meta": meta})
+
+    async def _ask_identity(self, call: _Call) -> WorkerIdentity:
+        return await self._get_json("/props", call, _identity)
+
+    def _completion(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
+        task = dispatch.task
+        payload: dict[str, Any] = {
+            "prompt": task.prompt,
+            "stream": True,
+            "n_predict": task.max_tokens,
+            "seed": dispatch.seed,
+        }
+        if dispatch.profile is not None:
+            payload |= dispatch.profile.parameters()
+        if task.kv_hint is not None:
+            payload["cache_prompt"] = task.kv_hint == "reuse"
+        if task.determinism == "strict":
+            payload.setdefault("temperature", 0.0)
+            # What a cached prefix computed in another batch shape differs in its last bits.
+            payload["cache_prompt"] = False
+        return "/completion", payload
+
+    def _unary_request(self, task: TaskRequest) -> tuple[str, Mapping[str, Any]]:
+        inputs = list(task.inputs or ())
+        if task.workload == "rerank":
+            return "/v1/rerank", {"query": task.prompt, "documents": inputs}
+        return "/v1/embeddings", {"input": inputs or [task.prompt]}
+
+    def _unary_answer(self, task: TaskRequest, answer: Any) -> Answer:
+        tokens_in = answer.get("usage", {}).get("prompt_tokens")
+        if tokens_in is not None and type(tokens_in) is not int:
+            raise TypeError("usage.prompt_tokens")
+        if task.workload == "rerank":
+            scores = {int(row["index"]): float(row["relevance_score"]) for row in answer["results"]}
+            _require_each(scores, len(task.inputs or ()))
+            return Answer(tokens_in=tokens_in, scores=sorted(scores.items()))
+        vectors = {
+            int(row["index"]): [float(number) for number in row["embedding"]]
+            for row in answer["data"]
+        }
+        _require_each(vectors, len(task.inputs or ()) or 1)
+        return Answer(
+            tokens_in=tokens_in, embeddings=[vectors[index] for index in range(len(vectors))]
+        )
+
+
+def _require_each(found: Mapping[int, Any], wanted: int) -> None:
+    if found.keys() != set(range(wanted)):
+        raise ValueError("the answer does not have one row per input")
+
+
+def _not_offered(error: AdapterError) -> bool:
+    """Whether the server answered that it has no such route, or has it switched off."""
+    return error.detail in {"unsupported", "not_found"}
+
+
+def _count_slots(slots: Any) -> tuple[int, int]:
+    return len(slots), sum(not slot["is_processing"] for slot in slots)
+
+
+def _total_slots(props: Any) -> int | None:
+    total = props.get("total_slots")
+    return None if total is None else int(total)
+
+
+def _identity(props: Any) -> WorkerIdentity:
+    path = props.get("model_path")
+    settings = props.get("default_generation_settings", {})
+    return WorkerIdentity(
+        engine_version=props["build_info"],
+        model=props.get("model_alias") or (None if not path else _file_name(path)),
+        model_path=path or None,
+        ctx_max=settings.get("n_ctx"),
+    )
+
+
+def _file_name(path: str) -> str:
+    flavour = PureWindowsPath if "\\" in path else PurePosixPath
+    return flavour(path).name
+
+
+def _model_meta(models: Any) -> dict[str, int | float | str] | None:
+    meta = models["data"][0].get("meta")
+    if meta is None:
+        return None
+    return {str(key): value for key, value in meta.items() if isinstance(value, int | float | str)}

@@ -1,0 +1,173 @@
+"""How bytes get to an engine and back, as seen by an adapter.
+
+The types here are all an adapter knows of HTTP; what library speaks it is decided in one module
+behind them (`_httpx`). A transport never retries, follows a redirect, reads a proxy from the
+environment or keeps a cookie, and it reports every failure as a `TransportError` whose words are
+the library's own: what a peer sent never gets into an exception by this way.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol
+from urllib.parse import urlsplit
+
+__all__ = [
+    "MAX_ANSWER_BYTES",
+    "MAX_ERROR_BYTES",
+    "ByteStream",
+    "Headers",
+    "Progress",
+    "Request",
+    "Response",
+    "Transport",
+    "TransportError",
+    "validate_base_url",
+]
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+MAX_ANSWER_BYTES: Final = 16 << 20
+"""How large the body of a unary answer may be."""
+
+MAX_ERROR_BYTES: Final = 8 << 10
+"""How much of the body of an error answer is kept."""
+
+
+class TransportError(Exception):
+    """A request or a response body failed on the wire.
+
+    Attributes:
+        detail: One of `worker_adapters._core.error_details()`.
+        phase: One of `worker_adapters._core.error_phases()`.
+        processed: Whether the engine can have taken the request up: no, unknown or yes.
+    """
+
+    def __init__(
+        self, detail: str, phase: str, processed: Literal["no", "unknown", "yes"] = "unknown"
+    ) -> None:
+        super().__init__(f"{detail} ({phase})")
+        self.detail = detail
+        self.phase = phase
+        self.processed = processed
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, path relative to the base URL. Headers and body stay out of the repr."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    headers: Headers = field(default=(), repr=False)
+    body: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole answer to a unary call, whatever its status."""
+
+    status: int
+    headers: Headers = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a request has come; the transport writes it, whoever gives up waiting reads it."""
+
+    phase: Literal["queue", "connect", "tls", "write", "head"] = "queue"
+    status: int | None = None
+
+    @property
+    def processed(self) -> Literal["no", "unknown"]:
+        """Whether the engine can have seen anything of the request yet."""
+        return "unknown" if self.phase in {"write", "head"} else "no"
+
+
+class ByteStream(Protocol):
+    """The head of a response and its body as it arrives; belongs to one event loop.
+
+    Whoever holds one ends it by `read` to the end, `aclose` or `abort`; an abandoned one keeps a
+    connection.
+    """
+
+    status: int
+    headers: Headers
+
+    async def read(self) -> bytes:
+        """Return the next bytes as they came, ``b""`` at the end of the body.
+
+        Raises TransportError when the body breaks off or `abort` is called meanwhile.
+        """
+
+    def abort(self) -> None:
+        """Close the socket at once, wake a pending `read`, and have the loop tidy up.
+
+        Never blocks and never raises. Safe while the loop is closed or in another thread.
+        """
+
+    async def aclose(self) -> None:
+        """Give the connection back if the body was read to its end, else close it; idempotent."""
+
+
+class Transport(Protocol):
+    """Sends requests to one base URL."""
+
+    async def open(
+        self,
+        request: Request,
+        progress: Progress,
+        *,
+        connect: float | None,
+        tls: float | None,
+    ) -> ByteStream:
+        """Send ``request`` and return when the response head is there.
+
+        ``connect`` and ``tls`` bound those steps in seconds; everything else is the caller's to
+        bound, by cancelling. Raises TransportError.
+        """
+
+    async def aclose(self) -> None:
+        """Close every connection this transport opened in the running loop; idempotent."""
+
+
+def validate_base_url(url: str) -> str:
+    """Return ``url`` without a trailing slash, ready for a path to be appended.
+
+    Raises ValueError, saying what to write instead, for anything but
+    ``http[s]://host[:port][/prefix]``.
+    """
+    if not url or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("base_url must be printable ASCII without spaces, like http://host:8080")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(
+            f"base_url is not a URL ({error}); write it like http://host:8080"
+        ) from None
+    if parts.scheme not in {"http", "https"}:
+        raise ValueError("base_url must start with http:// or https://")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("base_url must not contain credentials; pass them as api_key")
+    if not parts.hostname or port == 0:
+        raise ValueError("base_url must name a host and, if any, a port from 1 to 65535")
+    if parts.query or parts.fragment or "?" in url or "#" in url:
+        raise ValueError("base_url must not have a query or a fragment")
+    if "\\" in url:
+        raise ValueError("base_url must not contain a backslash")
+    return url.rstrip("/")
+
+
+async def read_body(body: ByteStream, limit: int) -> tuple[bytes, bool]:
+    """Read a body to its end, at most ``limit`` bytes of it; whether that was all comes second.
+
+    The stream is left open when it was longer. Raises TransportError.
+    """
+    pieces: list[bytes] = []
+    size = 0
+    while data := await body.read():
+        pieces.append(data)
+        size += len(data)
+        if size > limit:
+            return b"".join(pieces)[:limit], False
+    return b"".join(pieces), True

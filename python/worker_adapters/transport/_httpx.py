@@ -1,0 +1,384 @@
+"""The transport over httpx: the only module that imports it.
+
+One `httpx.AsyncClient` per running event loop, made when it is first needed, so that one adapter
+serves any number of `asyncio.run` calls. Clocks are ours: httpx is given none but the wait for a
+free connection, and the steps of connecting are bounded as they are reported by its trace hook.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import ssl
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, Final, Literal, TypeAlias, cast
+from weakref import WeakSet
+
+import httpx
+
+from worker_adapters.transport import Headers, Progress, Request, TransportError
+
+__all__ = ["Client", "HttpxTransport"]
+
+Client: TypeAlias = httpx.AsyncClient
+"""What may be injected; named here so that nobody else needs to import httpx."""
+
+MAX_CONNECTIONS: Final = 1024
+MAX_IDLE_CONNECTIONS: Final = 64
+IDLE_CONNECTION_SECONDS: Final = 4.0
+"""Below the 5 s after which llama.cpp closes an idle connection, so that none is used stale."""
+POOL_WAIT_SECONDS: Final = 5.0
+"""How long a request waits for one of the connections when all are in use."""
+
+
+class HttpxTransport:
+    """Sends requests to ``base_url`` through httpx.
+
+    ``headers`` go with every request and may hold secrets: they show in no repr. An injected
+    ``client`` is used as it is (its TLS, proxies and limits) and never closed here; it must be used
+    in one event loop only.
+    """
+
+    def __init__(
+        self, base_url: str, *, headers: Headers = (), client: httpx.AsyncClient | None = None
+    ) -> None:
+        self._base_url = base_url
+        self._headers = (*headers, (b"Accept-Encoding", b"identity"))
+        self._injected = client
+        self._urls: dict[str, httpx.URL] = {}
+        self._sessions: dict[asyncio.AbstractEventLoop, _Session] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._base_url!r})"
+
+    async def open(
+        self,
+        request: Request,
+        progress: Progress,
+        *,
+        connect: float | None,
+        tls: float | None,
+    ) -> "_HttpxStream":
+        """Send ``request`` and return when the response head is there. See `Transport.open`."""
+        session = self._session()
+        if self._injected is not None:
+            # Its transport may report no steps: assume the request on its way until told otherwise.
+            progress.phase = "head"
+        clock = asyncio.timeout(None)
+        trace = _Trace(progress, clock, {"connect": connect, "tls": tls})
+        url = self._urls.get(request.path)
+        if url is None:
+            url = self._urls[request.path] = httpx.URL(self._base_url + request.path)
+        try:
+            async with clock:
+                outgoing = session.client.build_request(
+                    request.method,
+                    url,
+                    headers=[*self._headers, *request.headers],
+                    content=request.body or None,
+                    timeout=httpx.Timeout(None, pool=POOL_WAIT_SECONDS),
+                    extensions={"trace": trace},
+                )
+                response = await session.client.send(outgoing, stream=True, follow_redirects=False)
+        except TimeoutError:
+            detail = "tls_timeout" if progress.phase == "tls" else "connect_timeout"
+            raise TransportError(detail, progress.phase, "no") from None
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+            raise _before_the_head(error, progress) from None
+        return _HttpxStream(response, session)
+
+    async def aclose(self) -> None:
+        """Close what this transport opened in the running loop; other loops' is let go."""
+        own = self._sessions.pop(asyncio.get_running_loop(), None)
+        self._sessions.clear()
+        if own is not None:
+            await own.aclose()
+
+    def _session(self) -> "_Session":
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        if session is None:
+            for other in [other for other in self._sessions if other.is_closed()]:
+                del self._sessions[other]
+            session = self._sessions[loop] = _Session(loop, self._injected)
+        return session
+
+
+class _Session:
+    """What belongs to one event loop: a client, the streams it has open, and their last rites.
+
+    An asynchronous generator, suspended for as long as the session lives, is what the loop
+    finalises when it shuts down: `asyncio.run` therefore never ends with a connection open, and a
+    session nobody refers to any more closes itself.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, injected: httpx.AsyncClient | None) -> None:
+        self.loop = loop
+        self.client = _client() if injected is None else injected
+        self.streams: WeakSet[_HttpxStream] = WeakSet()
+        self._tasks: set[asyncio.Task[None]] = set()
+        owned = None if injected is not None else self.client
+        self._guard = _closed_with_the_loop(owned, self.streams, self._tasks)
+        with contextlib.suppress(StopIteration):
+            self._guard.__anext__().send(None)
+
+    def run(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Run ``work`` to its end whatever happens to the task that asked for it."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def aclose(self) -> None:
+        await self._guard.aclose()
+
+
+async def _closed_with_the_loop(
+    client: httpx.AsyncClient | None,
+    streams: "WeakSet[_HttpxStream]",
+    tasks: "set[asyncio.Task[None]]",
+) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        for stream in list(streams):
+            stream.abort()
+        if tasks:
+            await asyncio.wait(set(tasks), timeout=1.0)
+        if client is not None:
+            await client.aclose()
+
+
+def _client() -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        trust_env=False,
+        follow_redirects=False,
+        # A jar that accepts nothing: one task's answer must not show in another's request.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        limits=httpx.Limits(
+            max_connections=MAX_CONNECTIONS,
+            max_keepalive_connections=MAX_IDLE_CONNECTIONS,
+            keepalive_expiry=IDLE_CONNECTION_SECONDS,
+        ),
+    )
+
+
+_Step = Literal["connect", "tls", "write", "head"]
+
+_STEPS: Final[Mapping[str, _Step]] = {
+    "connection.connect_tcp.started": "connect",
+    "connection.connect_unix_socket.started": "connect",
+    "connection.start_tls.started": "tls",
+    "http11.send_request_headers.started": "write",
+    "http2.send_request_headers.started": "write",
+    "http11.receive_response_headers.started": "head",
+    "http2.receive_response_headers.started": "head",
+}
+
+
+class _Trace:
+    """httpx's trace hook: keeps `Progress` and bounds the steps that have a bound."""
+
+    __slots__ = ("_bounds", "_clock", "_progress")
+
+    def __init__(
+        self, progress: Progress, clock: asyncio.Timeout, bounds: Mapping[str, float | None]
+    ) -> None:
+        self._progress = progress
+        self._clock = clock
+        self._bounds = bounds
+
+    async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        step = _STEPS.get(event)
+        if step is not None:
+            self._progress.phase = step
+            bound = self._bounds.get(step)
+            now = asyncio.get_running_loop().time()
+            self._clock.reschedule(None if bound is None else now + bound)
+        elif event == "http11.receive_response_headers.complete":
+            self._progress.status = info["return_value"][1]
+
+
+class _HttpxStream:
+    """The body of an httpx response as it comes off the wire."""
+
+    def __init__(self, response: httpx.Response, session: _Session) -> None:
+        self.status = response.status_code
+        self.headers: Headers = response.headers.raw
+        self._response = response
+        self._session = session
+        # Below httpx's decoders, on purpose: a compressed body is an error, not a service.
+        self._chunks = aiter(cast("httpx.AsyncByteStream", response.stream))
+        self._pending: asyncio.Timeout | None = None
+        self._aborted = False
+        self._release: asyncio.Task[None] | None = None
+        self._released = asyncio.Event()
+        self._whole = False
+        session.streams.add(self)
+
+    async def read(self) -> bytes:
+        if self._whole:
+            return b""
+        if self._aborted:
+            raise TransportError("reset", "stream")
+        data = b""
+        try:
+            async with asyncio.timeout(None) as self._pending:
+                while not data:
+                    data = await anext(self._chunks)
+        except StopAsyncIteration:
+            self._whole = True
+        except TimeoutError:
+            raise TransportError("reset", "stream") from None
+        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+            raise _within_the_body(error) from None
+        finally:
+            self._pending = None
+            if not data or self._aborted:
+                self._end()
+        return data
+
+    def abort(self) -> None:
+        if self._aborted or self._release is not None:
+            return
+        loop = self._session.loop
+        if loop.is_closed():
+            return
+        if loop.is_running() and _running_loop() is not loop:
+            with contextlib.suppress(RuntimeError):  # it has just been closed
+                loop.call_soon_threadsafe(self.abort)
+            return
+        self._aborted = True
+        self._shut_down()
+        if self._pending is not None:
+            self._pending.reschedule(loop.time())
+        elif loop.is_running():
+            self._end()
+        else:
+            loop.call_soon(self._end)
+
+    async def aclose(self) -> None:
+        if not self._whole:
+            self.abort()
+        await self._released.wait()
+
+    def _end(self) -> None:
+        """Have the response closed, in a task of its own that nothing can cancel half-way.
+
+        httpcore forgets a connection whose closing is interrupted, and its pool shrinks by one.
+        """
+        if self._release is None:
+            self._release = self._session.run(self._close_response())
+
+    async def _close_response(self) -> None:
+        try:
+            with contextlib.suppress(httpx.HTTPError, httpx.StreamError, OSError, RuntimeError):
+                await self._response.aclose()
+            if isinstance(self._chunks, AsyncGenerator):
+                with contextlib.suppress(httpx.HTTPError, httpx.StreamError, OSError, RuntimeError):
+                    await self._chunks.aclose()
+        finally:
+            self._released.set()
+
+    def _shut_down(self) -> None:
+        """Tell the peer now, before the loop gets round to closing the connection.
+
+        Not where requests share the connection: there closing the response resets its stream.
+        """
+        extensions = self._response.extensions
+        if extensions.get("http_version") == b"HTTP/2":
+            return
+        network_stream = extensions.get("network_stream")
+        if network_stream is None:
+            return
+        shared = network_stream.get_extra_info("socket")
+        if shared is None:
+            return
+        # Of the sockets that loops hand out, some can do nothing but tell their number.
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(fileno=os.dup(shared.fileno())) as own,
+        ):
+            own.shutdown(socket.SHUT_RDWR)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+# h11 has one exception for everything a peer can do wrong, and no attribute that tells a body cut
+# off from one that is malformed; its message is the only sign. The tests pin both.
+_CUT_OFF: Final = ("peer closed connection", "Server disconnected")
+
+_UNREACHABLE: Final = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN}
+)
+
+
+def _before_the_head(error: Exception, progress: Progress) -> TransportError:
+    phase = progress.phase
+    if progress.status is not None and 300 <= progress.status < 400:
+        # httpx looks at a Location it does not follow, and may choke on it.
+        return TransportError("redirect", "head", "no")
+    match error:
+        case httpx.PoolTimeout():
+            return TransportError("saturated", "queue", "no")
+        case httpx.ConnectTimeout():
+            return TransportError(
+                "tls_timeout" if phase == "tls" else "connect_timeout", phase, "no"
+            )
+        case httpx.ConnectError() | OSError():
+            detail = _connect_detail(error, phase)
+            return TransportError(detail, "resolve" if detail == "resolve" else phase, "no")
+        case httpx.ProxyError():
+            return TransportError("proxy_auth", "connect", "no")
+        case httpx.RemoteProtocolError() if not str(error).startswith(_CUT_OFF):
+            return TransportError("protocol", "head")
+        case httpx.LocalProtocolError() | httpx.UnsupportedProtocol() | httpx.InvalidURL():
+            return TransportError("invalid_request", "validate", "no")
+        case httpx.DecodingError():
+            return TransportError("content_encoding", "head")
+    return TransportError("reset", "head" if phase == "head" else "write")
+
+
+def _within_the_body(error: Exception) -> TransportError:
+    if isinstance(error, httpx.RemoteProtocolError):
+        cut_off = str(error).startswith(_CUT_OFF)
+        return TransportError("truncated" if cut_off else "framing", "stream", "yes")
+    return TransportError("reset", "stream", "yes")
+
+
+def _connect_detail(error: BaseException, phase: str) -> str:
+    for cause in _causes(error):
+        match cause:
+            case socket.gaierror():
+                return "resolve"
+            case ssl.SSLCertVerificationError():
+                return "tls_verify"
+            case ssl.SSLError():
+                return "tls"
+            case OSError(errno=errno.EMFILE | errno.ENFILE):
+                return "fd"
+            case OSError(errno=number) if number in _UNREACHABLE:
+                return "local"
+    return "tls" if phase == "tls" else "connect"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Walk ``error`` and everything behind it, groups included; httpx hides the cause deep."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        waiting += (current.__cause__, current.__context__)
+        if isinstance(current, BaseExceptionGroup):
+            waiting += current.exceptions
