@@ -62,7 +62,7 @@ def decode_stream(
     """Feed the reads to a fresh decoder, all at the same instant, and finish it."""
     decoder = StreamDecoder(engine)
     decoder.dispatched(now)
-    events: list[TokenEvent] = []
+    events = decoder.head(200, [(b"Content-Type", b"text/event-stream")], now)
     for read in reads:
         events += decoder.feed(read, now)
     events += decoder.finish(now, complete)

@@ -26,7 +26,7 @@ ROWS: list[dict[str, Any]] = [json.loads(line) for line in VECTORS.read_text("as
 
 # Every split of a longer frame would cost time and show nothing new: the document is read whole,
 # once its event is complete, and the SSE vectors cut long lines everywhere.
-EVERY_SPLIT_BELOW = 256
+EVERY_SPLIT_BELOW = 4096
 
 
 def frame(document: bytes) -> bytes:
