@@ -11,6 +11,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 /// How deeply arrays and objects may nest.
 pub const MAX_DEPTH: u32 = 128;
@@ -174,10 +175,28 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A reader in the midst of a document.
+    pub(crate) fn at(text: &'a str, pos: usize) -> Self {
+        Self { text, pos, depth: 0 }
+    }
+
     /// The byte offset of the cursor.
     #[must_use]
     pub fn offset(&self) -> usize {
         self.pos
+    }
+
+    /// Where the inside of `text`, the string just read, stands.
+    pub(crate) fn string_span(&self, text: RawStr<'_>) -> Range<usize> {
+        let end = self.pos.saturating_sub(1);
+        end.saturating_sub(text.raw.len())..end
+    }
+
+    /// Where the number just read stands, if it is a whole one; else an empty range.
+    pub(crate) fn number_span(&self) -> Range<usize> {
+        let before = self.text.as_bytes().get(..self.pos).unwrap_or_default();
+        let digits = before.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+        self.pos - digits..self.pos
     }
 
     /// An error of `kind` at the cursor.
@@ -474,7 +493,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a string from behind its opening quote to behind its closing one.
-    fn string_body(&mut self) -> Result<RawStr<'a>> {
+    pub(crate) fn string_body(&mut self) -> Result<RawStr<'a>> {
         let start = self.pos;
         let mut escaped = false;
         loop {

@@ -30,6 +30,7 @@ pub mod redact;
 pub mod rules;
 pub mod sse;
 pub mod stream;
+mod template;
 pub mod time;
 mod words;
 

@@ -11,17 +11,22 @@
 //!   here has one answer: frames of another index are dropped and counted.
 //! * `tokens_evaluated` counts all tokens of the prompt, those from the cache included.
 
+use std::ops::Range;
+
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
 use crate::event::{Channel, FinishReason};
-use crate::json::{JsonError, RawStr, Reader};
+use crate::json::{JsonError, Kind, RawStr, Reader};
 use crate::sse::SseEvent;
 use crate::stream::{Count, FrameSink};
+use crate::template::Template;
 
 /// Parser of `/completion` frames.
 #[derive(Debug, Default)]
 pub struct LlamaCpp {
     scratch: String,
+    /// A partial frame's content, its one token id and `tokens_predicted`.
+    template: Template<3>,
 }
 
 #[derive(Default)]
@@ -34,6 +39,7 @@ struct Frame<'a> {
     stop_type: Option<RawStr<'a>>,
     is_progress: bool,
     is_error: bool,
+    holes: [Option<Range<usize>>; 3],
 }
 
 impl<'a> Frame<'a> {
@@ -42,10 +48,17 @@ impl<'a> Frame<'a> {
         let mut reader = Reader::new(text);
         reader.object(|key, reader| {
             match key {
-                "content" => frame.content = reader.string_or_null()?,
+                "content" => {
+                    frame.content = reader.string_or_null()?;
+                    frame.holes[0] = frame.content.map(|text| reader.string_span(text));
+                }
+                "tokens" => frame.holes[1] = single_number(reader)?,
                 "index" => frame.index = reader.u64_or_null()?.unwrap_or(0),
                 "stop" => frame.stop = reader.bool()?,
-                "tokens_predicted" => frame.tokens_predicted = reader.u64_or_null()?,
+                "tokens_predicted" => {
+                    frame.tokens_predicted = reader.u64_or_null()?;
+                    frame.holes[2] = frame.tokens_predicted.map(|_| reader.number_span());
+                }
                 "tokens_evaluated" => frame.tokens_evaluated = reader.u64_or_null()?,
                 "stop_type" => frame.stop_type = reader.string_or_null()?,
                 "prompt_progress" => {
@@ -71,6 +84,9 @@ impl<'a> Frame<'a> {
 
 impl FrameParser for LlamaCpp {
     fn frame(&mut self, event: &SseEvent<'_>, sink: &mut FrameSink<'_>) -> Result<(), JsonError> {
+        if self.repeats(event.data, sink) {
+            return Ok(());
+        }
         let frame = Frame::parse(event.data)?;
         if frame.is_error {
             sink.error(&EngineError::from_error_value(event.data));
@@ -106,9 +122,45 @@ impl FrameParser for LlamaCpp {
                 sink.finish_reason(finish_reason(raw), raw);
             }
             sink.end();
+        } else if let ([Some(content), Some(token), Some(predicted)], false) =
+            (frame.holes, frame.is_progress)
+        {
+            self.template.learn(event.data, [content, token, predicted]);
         }
         Ok(())
     }
+}
+
+impl LlamaCpp {
+    /// Reads a frame that differs from the last partial one in nothing but content and counts.
+    fn repeats(&mut self, data: &str, sink: &mut FrameSink<'_>) -> bool {
+        let Some((text, predicted)) = self.template.compare(data).and_then(|mut frame| {
+            let text = frame.text()?;
+            frame.number()?;
+            let predicted = frame.number()?;
+            frame.is_end().then_some((text, predicted))
+        }) else {
+            return false;
+        };
+        sink.tokens(Count::Total(predicted));
+        sink.text(Channel::Content, text.value_in(&mut self.scratch));
+        true
+    }
+}
+
+/// Skips the value of `tokens`; where its one number stands, if it is a list of one.
+fn single_number(reader: &mut Reader<'_>) -> Result<Option<Range<usize>>, JsonError> {
+    if reader.peek()? != Kind::Array {
+        return reader.skip().map(|()| None);
+    }
+    let mut number = None;
+    reader.array(|at, reader| {
+        let is_number = reader.peek()? == Kind::Number;
+        reader.skip()?;
+        number = (at == 0 && is_number).then(|| reader.number_span());
+        Ok(())
+    })?;
+    Ok(number)
 }
 
 fn finish_reason(stop_type: &str) -> FinishReason {

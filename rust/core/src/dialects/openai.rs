@@ -11,19 +11,35 @@
 //! * With `n > 1` choices are told apart by `index`. A stream here has one answer: chunks of another
 //!   index are dropped and counted.
 
+use std::ops::Range;
+
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
 use crate::event::{Channel, FinishReason};
 use crate::json::{JsonError, Kind, RawStr, Reader};
 use crate::sse::SseEvent;
 use crate::stream::{Count, FrameSink};
+use crate::template::Template;
 
 const DONE: &str = "[DONE]";
 
 /// Parser of `text_completion` and `chat.completion.chunk` objects.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct OpenAi {
     scratch: String,
+    /// A token's chunk: its text, in the channel beside.
+    template: Template<1>,
+    template_channel: Channel,
+}
+
+impl Default for OpenAi {
+    fn default() -> Self {
+        Self {
+            scratch: String::new(),
+            template: Template::default(),
+            template_channel: Channel::Content,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -35,18 +51,25 @@ struct Chunk<'a> {
     is_error: bool,
 }
 
+/// A text and where it stands in the chunk.
+type Placed<'a> = (RawStr<'a>, Range<usize>);
+
+fn placed<'a>(reader: &mut Reader<'a>) -> Result<Option<Placed<'a>>, JsonError> {
+    Ok(reader.string_or_null()?.map(|text| (text, reader.string_span(text))))
+}
+
 #[derive(Default)]
 struct Choice<'a> {
     index: Option<u64>,
-    text: Option<RawStr<'a>>,
+    text: Option<Placed<'a>>,
     delta: Delta<'a>,
     finish_reason: Option<RawStr<'a>>,
 }
 
 #[derive(Default)]
 struct Delta<'a> {
-    content: Option<RawStr<'a>>,
-    reasoning: Option<RawStr<'a>>,
+    content: Option<Placed<'a>>,
+    reasoning: Option<Placed<'a>>,
     tool_calls: Option<&'a str>,
     has_role: bool,
 }
@@ -107,7 +130,7 @@ impl<'a> Choice<'a> {
         reader.object(|key, reader| {
             match key {
                 "index" => choice.index = reader.u64_or_null()?,
-                "text" => choice.text = reader.string_or_null()?,
+                "text" => choice.text = placed(reader)?,
                 "delta" => choice.delta = Delta::read(reader)?,
                 "finish_reason" => choice.finish_reason = reader.string_or_null()?,
                 _ => reader.skip()?,
@@ -126,10 +149,10 @@ impl<'a> Delta<'a> {
         }
         reader.object(|key, reader| {
             match key {
-                "content" => delta.content = reader.string_or_null()?,
+                "content" => delta.content = placed(reader)?,
                 "reasoning" | "reasoning_content" => {
                     // Servers of the time between the two names send both, one of them null.
-                    delta.reasoning = reader.string_or_null()?.or(delta.reasoning);
+                    delta.reasoning = placed(reader)?.or(delta.reasoning.take());
                 }
                 "tool_calls" => {
                     if !reader.take_null()? {
@@ -174,6 +197,9 @@ impl FrameParser for OpenAi {
             sink.end();
             return Ok(());
         }
+        if self.repeats(event.data, sink) {
+            return Ok(());
+        }
         let chunk = Chunk::parse(event.data)?;
         if chunk.is_error {
             sink.error(&EngineError::from_error_value(event.data));
@@ -200,35 +226,63 @@ impl FrameParser for OpenAi {
             }
         }
         let Some(choice) = chunk.choice else { return Ok(()) };
-        let delta = choice.delta;
-        let present = |text: Option<RawStr<'_>>| text.is_some_and(|text| !text.is_empty());
-        let content = choice.text.or(delta.content);
-        let has_text = present(content) || present(delta.reasoning) || delta.tool_calls.is_some();
-        let held = !has_text && !delta.has_role && choice.finish_reason.is_none();
+        let Delta { content, reasoning, tool_calls, has_role } = choice.delta;
+        let content = choice.text.or(content);
+        let has =
+            |text: &Option<Placed<'_>>| text.as_ref().is_some_and(|(text, _)| !text.is_empty());
+        let has_text = has(&content) || has(&reasoning) || tool_calls.is_some();
+        let is_held = !has_text && !has_role && choice.finish_reason.is_none();
         match chunk.usage.and_then(|usage| usage.tokens_out) {
             // On a last chunk it counts the tokens that had no text, too.
-            Some(total) if has_text || held => sink.tokens(Count::Total(total)),
-            None if has_text || held => sink.tokens(Count::More(1)),
+            Some(total) if has_text || is_held => sink.tokens(Count::Total(total)),
+            None if has_text || is_held => sink.tokens(Count::More(1)),
             _ => {}
         }
-        if let Some(text) = delta.reasoning {
+        if let Some((text, _)) = &reasoning {
             sink.text(Channel::Reasoning, text.value_in(&mut self.scratch));
         }
-        if let Some(text) = content {
+        if let Some((text, _)) = &content {
             sink.text(Channel::Content, text.value_in(&mut self.scratch));
         }
-        if let Some(calls) = delta.tool_calls {
+        if let Some(calls) = tool_calls {
             sink.text(Channel::Tool, calls);
         }
         if let Some(raw) = choice.finish_reason {
             let raw = raw.value_in(&mut self.scratch);
             sink.finish_reason(finish_reason(raw), raw);
+        } else if !has_role
+            && tool_calls.is_none()
+            && chunk.usage.is_none()
+            && chunk.other_choices == 0
+        {
+            let (channel, hole) = match (content, reasoning) {
+                (Some((_, hole)), None) => (Channel::Content, hole),
+                (None, Some((_, hole))) => (Channel::Reasoning, hole),
+                _ => return Ok(()),
+            };
+            self.template.learn(event.data, [hole]);
+            self.template_channel = channel;
         }
         Ok(())
     }
 
     fn end_marker(&self) -> Option<&'static str> {
         Some(DONE)
+    }
+}
+
+impl OpenAi {
+    /// Reads a chunk that differs from the last token's in nothing but its text.
+    fn repeats(&mut self, data: &str, sink: &mut FrameSink<'_>) -> bool {
+        let Some(text) = self.template.compare(data).and_then(|mut chunk| {
+            let text = chunk.text()?;
+            chunk.is_end().then_some(text)
+        }) else {
+            return false;
+        };
+        sink.tokens(Count::More(1));
+        sink.text(self.template_channel, text.value_in(&mut self.scratch));
+        true
     }
 }
 
