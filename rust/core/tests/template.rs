@@ -1,5 +1,12 @@
 //! A frame is read the same whether or not the frame before it was like it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
 use proptest::prelude::*;
 use worker_adapters_core::dialects::Dialect;
 use worker_adapters_core::event::TokenEvent;

@@ -1,0 +1,194 @@
+//! What a frame means must not depend on what the decoder learnt from the frames before it.
+//!
+//! Frames that repeat the one before take a short cut through the decoder. Here real frames are
+//! damaged in every place and decoded twice: behind frames of their kind, and first in a stream,
+//! where no short cut is. Both must find the same text or the same fault.
+
+// Tests may fail by panicking.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+mod common;
+
+use common::{bytes, decode_stream, log_of, rows};
+use worker_adapters_core::event::TokenEvent;
+
+/// Frames as engines send them, several of a kind.
+const FRAMES: [(&str, [&str; 3]); 7] = [
+    (
+        "llamacpp",
+        [
+            r#"{"index":0,"content":" there","tokens":[369],"stop":false,"id_slot":-1,"tokens_predicted":1,"tokens_evaluated":8}"#,
+            r#"{"index":0,"content":" was","tokens":[372],"stop":false,"id_slot":-1,"tokens_predicted":2,"tokens_evaluated":8}"#,
+            r#"{"index":0,"content":"é\n\"","tokens":[179],"stop":false,"id_slot":-1,"tokens_predicted":10,"tokens_evaluated":8}"#,
+        ],
+    ),
+    (
+        "llamacpp",
+        [
+            r#"{"content":"a","stop":false}"#,
+            r#"{"content":"","stop":false}"#,
+            r#"{"content":"bc","stop":false}"#,
+        ],
+    ),
+    (
+        "llamacpp",
+        [
+            r#"{"tokens_predicted":1,"tokens":[1.5],"content":"a","stop":false}"#,
+            r#"{"tokens_predicted":2,"tokens":[-3],"content":"b","stop":false}"#,
+            r#"{"tokens_predicted":3,"tokens":[],"content":"c","stop":false}"#,
+        ],
+    ),
+    (
+        "openai",
+        [
+            r#"{"choices":[{"text":" there","index":0,"logprobs":null,"finish_reason":null}],"model":"m"}"#,
+            r#"{"choices":[{"text":" was","index":0,"logprobs":null,"finish_reason":null}],"model":"m"}"#,
+            r#"{"choices":[{"text":"\ud83d\ude42","index":0,"logprobs":null,"finish_reason":null}],"model":"m"}"#,
+        ],
+    ),
+    (
+        "openai",
+        [
+            r#"{"choices":[{"finish_reason":null,"index":0,"delta":{"content":" hello"}}],"model":"m"}"#,
+            r#"{"choices":[{"finish_reason":null,"index":0,"delta":{"content":"!"}}],"model":"m"}"#,
+            r#"{"choices":[{"finish_reason":null,"index":0,"delta":{"content":" x\\"}}],"model":"m"}"#,
+        ],
+    ),
+    (
+        "openai",
+        [
+            r#"{"choices":[{"index":0,"delta":{"reasoning":"h","reasoning_content":null}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"reasoning":"i","reasoning_content":null}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"reasoning":"jk","reasoning_content":null}}]}"#,
+        ],
+    ),
+    (
+        "openai",
+        [
+            r#"{"choices":[{"index":0,"delta":{"content":"a"}}],"usage":{"completion_tokens":1}}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":"b"}}],"usage":{"completion_tokens":2}}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":"c"}}],"usage":{"completion_tokens":4}}"#,
+        ],
+    ),
+];
+
+/// What is put in the place of a byte, or before it. The whole values aim at fields.
+const DAMAGE: [&[u8]; 28] = [
+    b"",
+    b"\"",
+    b"\\",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b":",
+    b" ",
+    b"0",
+    b"1",
+    b"9",
+    b"-",
+    b".",
+    b"e",
+    b"n",
+    b"\t",
+    b"\0",
+    b"\xff",
+    b"\xc3",
+    "é".as_bytes(),
+    b"\\u0041",
+    b"\\ud800",
+    b"\\x",
+    b"\",\"content\":\"Z",
+    b"null",
+    b"\"error\":{\"message\":\"x\",\"code\":500},",
+];
+
+/// What a frame came to, apart from numbering: its texts with their channels, or the error's word;
+/// and how many tokens had been emitted after it.
+fn meaning(events: &[TokenEvent]) -> (Vec<String>, u64) {
+    let mut emitted = 0;
+    let means = events.iter().filter_map(|event| match event {
+        TokenEvent::Token(token) => {
+            emitted += u64::from(token.n);
+            Some(format!("{} {:?}", token.channel, token.t.as_str()))
+        }
+        TokenEvent::End(end) => Some(format!("end {:?}", end.finish_reason)),
+        TokenEvent::Error(error) => Some(error.detail.to_string()),
+        _ => None,
+    });
+    (means.collect(), emitted)
+}
+
+fn stream_of(frames: &[&[u8]]) -> Vec<u8> {
+    frames.iter().flat_map(|frame| [b"data: ", *frame, b"\n\n"].concat()).collect()
+}
+
+/// Decodes `frame` first in a stream and behind `before`, and compares.
+fn compare(engine: &str, before: &[&[u8]], frame: &[u8]) {
+    let (fresh, _) = meaning(&decode_stream(engine, &[&stream_of(&[frame])], true).0);
+    let prefix = decode_stream(engine, &[&stream_of(before)], true).0;
+    let (told, emitted_before) = meaning(&prefix[..prefix.len() - 1]);
+    let all = [before, &[frame]].concat();
+    let events = decode_stream(engine, &[&stream_of(&all)], true).0;
+    let (means, emitted) = meaning(&events);
+    let what = || format!("{:?}; got\n{}", String::from_utf8_lossy(frame), log_of(&events));
+    assert_eq!(means[..told.len()], told, "{}", what());
+    assert_eq!(means[told.len()..], fresh, "{}", what());
+    assert!(emitted >= emitted_before, "{}", what());
+}
+
+#[test]
+fn a_damaged_frame_means_the_same_behind_others() {
+    for (engine, [one, two, last]) in FRAMES {
+        let before = [one.as_bytes(), two.as_bytes()];
+        let frame = last.as_bytes();
+        compare(engine, &before, frame);
+        for at in 0..=frame.len() {
+            compare(engine, &before, &frame[..at]);
+            for damage in DAMAGE {
+                let inserted = [&frame[..at], damage, &frame[at..]].concat();
+                compare(engine, &before, &inserted);
+                if at < frame.len() {
+                    let replaced = [&frame[..at], damage, &frame[at + 1..]].concat();
+                    compare(engine, &before, &replaced);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_damaged_frame_is_not_learnt_from() {
+    // The frame behind a damaged but still valid one is read as if it came first.
+    for (engine, [one, two, last]) in FRAMES {
+        let frame = two.as_bytes();
+        for at in 0..frame.len() {
+            for damage in DAMAGE {
+                let damaged = [&frame[..at], damage, &frame[at + 1..]].concat();
+                let alone = decode_stream(engine, &[&stream_of(&[&damaged])], true).0;
+                let TokenEvent::Error(error) = alone.last().unwrap() else { continue };
+                if error.detail.as_str() == "truncated" {
+                    compare(engine, &[one.as_bytes(), &damaged], last.as_bytes());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_json_vector_means_the_same_behind_itself_and_behind_a_text() {
+    for row in rows("vectors/json_fields.jsonl") {
+        let document = bytes(&row, "doc_b64");
+        if document.len() > 60_000 || document.contains(&b'\n') || document.contains(&b'\r') {
+            continue; // several data lines, or nothing new for its size
+        }
+        let text: &[u8] = br#"{"choices":[{"text":"a"}]}"#;
+        compare("openai", &[text, text], &document);
+        let alone = decode_stream("openai", &[&stream_of(&[&document])], true).0;
+        if matches!(alone.last(), Some(TokenEvent::Error(error)) if error.detail.as_str() == "truncated")
+        {
+            compare("openai", &[&document, &document], &document);
+        }
+    }
+}
