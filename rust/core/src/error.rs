@@ -413,12 +413,12 @@ mod tests {
 
     #[test]
     fn every_status_has_a_word() {
+        use ErrorKind as Code;
+        use WorkerErrorKind as Kind;
         let class = |status| {
             let class = Detail::from_status(status).class();
             (class.kind, class.code, class.retriable)
         };
-        use ErrorKind as Code;
-        use WorkerErrorKind as Kind;
         for status in [400, 401, 403, 404, 405, 409, 413, 415, 422, 501] {
             assert_eq!(class(status), (Kind::Adapter, Code::InvalidParams, false), "{status}");
         }
