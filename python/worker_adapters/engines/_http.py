@@ -156,6 +156,8 @@ class HttpAdapter(WorkerAdapter):
     default_timeouts: ClassVar[Timeouts] = Timeouts()
     max_seed: ClassVar[int] = 2**63 - 1
     """The largest seed the engine takes as it is."""
+    keeps_after_stream: ClassVar[bool] = True
+    """Whether the engine keeps a connection open after a stream, so that it can be used again."""
 
     def __init__(
         self,
@@ -391,7 +393,10 @@ class HttpAdapter(WorkerAdapter):
         self, dispatch: Dispatch, context: SubmitContext, call: _Call, decoder: StreamDecoder
     ) -> TokenStream:
         path, payload = self._completion(dispatch)
-        request = Request("POST", path, self._headers(call, context), _json(payload))
+        headers = self._headers(call, context)
+        if not self.keeps_after_stream:
+            headers = (*headers, (b"Connection", b"close"))
+        request = Request("POST", path, headers, _json(payload))
         decoder.dispatched(self._clock())
         body = await self._head(request, call, decoder)
         events = decoder.head(body.status, body.headers, self._clock())

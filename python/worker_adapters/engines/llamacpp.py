@@ -91,6 +91,9 @@ class LlamaCppAdapter(HttpAdapter):
     default_timeouts: ClassVar[Timeouts] = Timeouts(idle=75.0)
     # Seeds are 32 bits wide, and the last one asks for a random seed that is never reported.
     max_seed = 2**32 - 2
+    # It closes right after the last chunk though its headers say otherwise: the next request on
+    # the same connection would be lost.
+    keeps_after_stream = False
 
     async def props(self, *, timeouts: Timeouts | None = None) -> WorkerProps:
         """Ask for the slots: ``/slots``, else ``/props`` with ``/metrics`` for the free ones.
