@@ -73,6 +73,18 @@ def _one_line(value: str) -> str:
     return value
 
 
+def _encodable(value: str) -> str:
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            # The original error holds the whole text.
+            raise ValueError("must be Unicode text, without lone surrogates") from None
+    return value
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+
 HeaderText = Annotated[
     str, StringConstraints(min_length=1, max_length=256), AfterValidator(_header_safe)
 ]
@@ -201,8 +213,8 @@ class TaskRequest(_Contract):
     determinism: Literal["strict", "best_effort"] | None = None
     sampler_profile_version: Name | None = None
     """Names one of the adapter's `SamplerProfile`."""
-    prompt: str | None = Field(default=None, repr=False)
-    inputs: tuple[str, ...] | None = Field(default=None, repr=False)
+    prompt: Text | None = Field(default=None, repr=False)
+    inputs: tuple[Text, ...] | None = Field(default=None, repr=False)
     expected_tokens: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
     kv_hint: Literal["reuse", "cold"] | None = None
     """Whether the engine may reuse its prompt cache."""
@@ -359,7 +371,7 @@ class SamplerProfile(_Contract):
     """1 penalises nothing."""
     presence_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = None
-    stop: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = ()
+    stop: tuple[Annotated[Text, StringConstraints(min_length=1)], ...] = ()
     """Texts that end the generation and are not part of it."""
 
     def parameters(self) -> dict[str, Any]:

@@ -1,0 +1,195 @@
+"""A server that plays a script on a raw socket, and the words it says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+WITHIN = 5.0
+"""How long anything here may take before the test fails instead of hanging."""
+
+
+@dataclass(frozen=True)
+class Received:
+    """One request as it came in."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Connection:
+    """The server's end of one connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.closed = asyncio.Event()
+
+    async def request(self) -> Received:
+        """Read one request. Raises asyncio.IncompleteReadError when the client has left."""
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        first, *lines = head.rstrip().split("\r\n")
+        method, path, _ = first.split(" ")
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        body = await self._reader.readexactly(int(headers.get("content-length", 0)))
+        return Received(method, path, headers, body)
+
+    async def send(self, *pieces: bytes) -> None:
+        """Send each piece by itself."""
+        for piece in pieces:
+            self._writer.write(piece)
+            await self._writer.drain()
+
+    async def until_closed(self) -> bytes:
+        """Wait for the client to leave; what it sent until then."""
+        try:
+            return await asyncio.wait_for(self._reader.read(), WITHIN)
+        except ConnectionResetError:
+            return b""
+        finally:
+            self.closed.set()
+
+    def reset(self) -> None:
+        """Break the connection off with a RST."""
+        raw: socket.socket = self._writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+Script = Callable[[Connection], Awaitable[None]]
+
+
+@dataclass
+class Server:
+    """Where the script is played, and what it has seen."""
+
+    url: str
+    connections: list[Connection] = field(default_factory=list)
+    requests: list[Received] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def playing(script: Script) -> AsyncIterator[Server]:
+    """Play ``script`` on every connection. An exception in it fails the test."""
+    server = Server("")
+    failures: list[BaseException] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        connection = Connection(reader, writer)
+        server.connections.append(connection)
+        try:
+            await script(connection)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the client left, or the test is over
+        except BaseException as failure:  # noqa: BLE001 - kept for the test
+            failures.append(failure)
+        finally:
+            tasks.discard(task)
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    listener = await asyncio.start_server(play, "127.0.0.1", 0)
+    host, port = listener.sockets[0].getsockname()[:2]
+    server.url = f"http://{host}:{port}"
+    try:
+        yield server
+    finally:
+        listener.close()
+        for task in list(tasks):
+            task.cancel()
+        if tasks:
+            await asyncio.wait(set(tasks), timeout=WITHIN)
+        await listener.wait_closed()
+    if failures:
+        raise failures[0]
+
+
+def answer(body: bytes | str, status: str = "200 OK", kind: str = "application/json") -> bytes:
+    """Return a whole response."""
+    data = body.encode() if isinstance(body, str) else body
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    """Return ``data`` as one HTTP chunk."""
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+
+def frame(content: str, predicted: int, **more: Any) -> bytes:
+    """Return a frame of llama.cpp's native stream, as one HTTP chunk."""
+    fields = {
+        "index": 0,
+        "content": content,
+        "tokens": [predicted],
+        "stop": False,
+        "id_slot": -1,
+        "tokens_predicted": predicted,
+        "tokens_evaluated": 8,
+    }
+    return chunk(b"data: " + json.dumps(fields | more).encode() + b"\n\n")
+
+
+def final(predicted: int, stop_type: str = "limit") -> bytes:
+    """Return the last frame of llama.cpp's native stream, as one HTTP chunk."""
+    return frame("", predicted, stop=True, stop_type=stop_type, tokens=[])
+
+
+PROPS = json.dumps(
+    {
+        "default_generation_settings": {"n_ctx": 1024},
+        "total_slots": 4,
+        "model_alias": "tiny",
+        "model_path": "/models/tiny.gguf",
+        "build_info": "b1-0c1e570",
+    }
+)
+
+
+def engine(script: Callable[[Connection, Received], Awaitable[None]]) -> Script:
+    """Return a script that answers ``/props`` and leaves every other request to ``script``."""
+
+    async def play(connection: Connection) -> None:
+        while True:
+            request = await connection.request()
+            if request.path == "/props":
+                await connection.send(answer(PROPS))
+            else:
+                await script(connection, request)
+
+    return play
+
+
+async def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Let the loop run until ``condition`` holds; fail the test if it never does."""
+    async with asyncio.timeout(WITHIN):
+        while not condition():
+            await asyncio.sleep(0.001)
+    assert condition(), what
