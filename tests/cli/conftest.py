@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
 
@@ -21,7 +21,7 @@ GREEDY = " there was a tiny model, its name is café and it likes 🙂;"
 
 
 class ScriptedEngine:
-    """Answers each path with recorded bytes, one response per connection.
+    """Answers each path with recorded bytes.
 
     A path whose answer is in ``held`` stays open after its bytes until the client goes away,
     which sets ``left``. ``requests`` holds the raw bytes of every request, in order.
@@ -58,27 +58,36 @@ class ScriptedEngine:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            request = b""
-            while b"\r\n\r\n" not in request:
-                if not (data := connection.recv(65536)):
+            reader = connection.makefile("rb")
+            # As the real one: a stream ends its connection, every other answer keeps it.
+            while (path := self._answer(reader, connection)) is not None:
+                if path in self.held:
+                    self._wait_for_the_end(connection)
+                if path in self.held or b"text/event-stream" in self.answers.get(path, b""):
                     return
-                request += data
-            head, _, body = request.partition(b"\r\n\r\n")
-            length = 0
-            for line in head.lower().split(b"\r\n"):
-                if line.startswith(b"content-length:"):
-                    length = int(line.partition(b":")[2])
-            while len(body) < length:
-                body += connection.recv(65536)
-            self.requests.append(head + b"\r\n\r\n" + body)
-            path = head.split(b" ")[1].decode().partition("?")[0]
-            missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
-            connection.sendall(self.answers.get(path, missing))
-            if path in self.held:
-                while not self._closing.is_set():
-                    if select.select([connection], [], [], 0.05)[0] and not connection.recv(1):
-                        self.left.set()
-                        return
+
+    def _answer(self, reader: BinaryIO, connection: socket.socket) -> str | None:
+        lines = []
+        while (line := reader.readline()) not in {b"\r\n", b""}:
+            lines.append(line)
+        if not lines:
+            return None
+        length = sum(
+            int(line.partition(b":")[2])
+            for line in lines
+            if line.lower().startswith(b"content-length:")
+        )
+        self.requests.append(b"".join(lines) + b"\r\n" + reader.read(length))
+        path = lines[0].split(b" ")[1].decode().partition("?")[0]
+        missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+        connection.sendall(self.answers.get(path, missing))
+        return path
+
+    def _wait_for_the_end(self, connection: socket.socket) -> None:
+        while not self._closing.is_set():
+            if select.select([connection], [], [], 0.05)[0] and not connection.recv(1):
+                self.left.set()
+                return
 
 
 @pytest.fixture

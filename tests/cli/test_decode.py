@@ -159,6 +159,8 @@ def test_every_recorded_framing_is_taken_apart_as_it_was_measured(captures: Path
             continue
         if path.stem == "request_pipelined_pair":
             continue  # two responses
+        if path.stem == "request_head":
+            continue  # a length without a body, which only the request explains
         response = HttpResponse()
         parts = [part for byte in path.read_bytes() for part in response.feed(bytes([byte]))]
         parts += response.feed(b"")

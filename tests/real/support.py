@@ -32,7 +32,7 @@ def task(prompt: str | None = ONCE, **fields: Any) -> TaskRequest:
         "task_id": uuid4(),
         "session_id": uuid4(),
         "workload": "completion",
-        "model_ref": "file:tiny.gguf",
+        "model_ref": "tiny.gguf",
         "engine": "llamacpp",
         "ctx": 512,
         "priority": "interactive",

@@ -33,20 +33,17 @@ async def _running(adapter: LlamaCppAdapter, engine: Engine) -> TokenStream:
     return stream
 
 
-async def _freed(
-    engine: Engine, given_up: Callable[[], Awaitable[None]], record: Callable[[str, object], None]
-) -> None:
-    """Give the stream up and measure until /slots shows every slot free."""
+async def _freed(engine: Engine, given_up: Callable[[], Awaitable[None]]) -> None:
+    """Give the stream up and measure until /slots shows every slot free (``pytest -rP``)."""
     started = time.monotonic()
     await given_up()
     await engine.idle(within=WITHIN)
-    record("slot_free_after_ms", round((time.monotonic() - started) * 1000, 1))
+    print(f"slot free after {(time.monotonic() - started) * 1000:.1f} ms")
 
 
 async def test_cancel_frees_the_slot_and_no_token_comes_after_it(
     slow_adapter: LlamaCppAdapter,
     slow_engine: Engine,
-    record_property: Callable[[str, object], None],
 ) -> None:
     stream = await _running(slow_adapter, slow_engine)
 
@@ -55,7 +52,7 @@ async def test_cancel_frees_the_slot_and_no_token_comes_after_it(
         assert receipt.sent
         assert receipt.elapsed_ms < WITHIN * 1000
 
-    await _freed(slow_engine, cancel, record_property)
+    await _freed(slow_engine, cancel)
     rest = [event async for event in stream]
     assert [(event.kind, event.finish_reason) for event in rest] == [("end", "cancelled")]
     again = await slow_adapter.cancel(stream.task_id)
@@ -65,7 +62,6 @@ async def test_cancel_frees_the_slot_and_no_token_comes_after_it(
 async def test_break_and_close_free_the_slot(
     slow_adapter: LlamaCppAdapter,
     slow_engine: Engine,
-    record_property: Callable[[str, object], None],
 ) -> None:
     stream = await _running(slow_adapter, slow_engine)
 
@@ -74,13 +70,12 @@ async def test_break_and_close_free_the_slot(
             break
         await stream.aclose()
 
-    await _freed(slow_engine, leave, record_property)
+    await _freed(slow_engine, leave)
 
 
 async def test_leaving_the_context_frees_the_slot(
     slow_adapter: LlamaCppAdapter,
     slow_engine: Engine,
-    record_property: Callable[[str, object], None],
 ) -> None:
     stream = await _running(slow_adapter, slow_engine)
 
@@ -89,13 +84,12 @@ async def test_leaving_the_context_frees_the_slot(
             async with stream:
                 raise LookupError
 
-    await _freed(slow_engine, leave, record_property)
+    await _freed(slow_engine, leave)
 
 
 async def test_a_dropped_stream_frees_the_slot(
     slow_adapter: LlamaCppAdapter,
     slow_engine: Engine,
-    record_property: Callable[[str, object], None],
 ) -> None:
     streams = [await _running(slow_adapter, slow_engine)]
 
@@ -103,13 +97,12 @@ async def test_a_dropped_stream_frees_the_slot(
         streams.clear()
         gc.collect()
 
-    await _freed(slow_engine, drop, record_property)
+    await _freed(slow_engine, drop)
 
 
 async def test_a_cancelled_reader_frees_the_slot(
     slow_adapter: LlamaCppAdapter,
     slow_engine: Engine,
-    record_property: Callable[[str, object], None],
 ) -> None:
     stream = await _running(slow_adapter, slow_engine)
 
@@ -126,16 +119,15 @@ async def test_a_cancelled_reader_frees_the_slot(
         with pytest.raises(asyncio.CancelledError):
             await reader
 
-    await _freed(slow_engine, cancel, record_property)
+    await _freed(slow_engine, cancel)
 
 
 async def test_closing_the_adapter_frees_its_slots(
     slow_adapter: LlamaCppAdapter,
     slow_engine: Engine,
-    record_property: Callable[[str, object], None],
 ) -> None:
     stream = await _running(slow_adapter, slow_engine)
-    await _freed(slow_engine, slow_adapter.aclose, record_property)
+    await _freed(slow_engine, slow_adapter.aclose)
     await stream.aclose()
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
+import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from rich.console import Console
 
@@ -109,7 +111,48 @@ def guarded() -> Iterator[None]:
         raise typer.Exit(PIPE_CLOSED) from None
 
 
-def run(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run a command's coroutine. Ctrl-C cancels it, so that it can close what it has open."""
-    with guarded():
-        return asyncio.run(work)
+def run(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    """Run a command's coroutine. Ctrl-C cancels it, so that it can close what it has open.
+
+    A second Ctrl-C interrupts wherever the program is.
+    """
+    with guarded(), _Interruption() as interruption:
+        return asyncio.run(interruption.watch(work))
+
+
+class _Interruption:
+    """Ctrl-C as the cancellation of one coroutine.
+
+    asyncio's own handler is in place only once a loop runs; before, Ctrl-C would tear the loop's
+    construction apart.
+    """
+
+    def __init__(self) -> None:
+        self._seen = False
+        self._task: asyncio.Task[Any] | None = None
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+        if kind is asyncio.CancelledError and self._seen:
+            raise KeyboardInterrupt
+
+    async def watch(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Do the work unless, or until, Ctrl-C is pressed."""
+        self._task = asyncio.current_task()
+        if self._seen:
+            raise asyncio.CancelledError
+        return await work()
+
+    def _handle(self, *_: object) -> None:
+        if self._seen:
+            raise KeyboardInterrupt
+        self._seen = True
+        if self._task is not None:
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)

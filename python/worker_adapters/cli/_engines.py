@@ -1,29 +1,28 @@
-"""Engines by name: their adapters and their error rules."""
+"""Engines by name, as the command line takes them."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
+
+from worker_adapters.engines import ENGINES, adapter_class
 
 if TYPE_CHECKING:
     from worker_adapters import ErrorRules, WorkerAdapter
 
-__all__ = ["ADAPTERS", "error_rules", "make_adapter"]
-
-ADAPTERS: Final = {"llamacpp": "LlamaCppAdapter"}
-"""Adapter class per engine, each in ``worker_adapters.engines.NAME``."""
+__all__ = ["ENGINES", "error_rules", "make_adapter"]
 
 
 def make_adapter(engine: str, url: str, **options: Any) -> WorkerAdapter:
     """The engine's adapter for this base URL; options as its constructor takes them."""
-    module = import_module(f"worker_adapters.engines.{engine}")
-    adapter: WorkerAdapter = getattr(module, ADAPTERS[engine])(url, **options)
+    make: Any = adapter_class(engine)
+    adapter: WorkerAdapter = make(url, **options)
     return adapter
 
 
-def error_rules(engine: str) -> ErrorRules | None:
-    """The engine's rule table; None for a dialect that no engine of ours declares rules for."""
-    if engine not in ADAPTERS:
+def error_rules(dialect: str) -> ErrorRules | None:
+    """The rule table of the engine with this dialect's name; None where there is no such engine."""
+    if dialect not in ENGINES:
         return None
-    rules: ErrorRules = import_module(f"worker_adapters.engines.{engine}").ERROR_RULES
+    adapter: Any = adapter_class(dialect)
+    rules: ErrorRules = adapter.rules
     return rules

@@ -18,12 +18,15 @@ def completion_task(engine: str, prompt: str, **fields: Any) -> TaskRequest:
     """
     from worker_adapters import TaskRequest
 
-    given = {name: value for name, value in fields.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     return TaskRequest(
         task_id=uuid4(),
         session_id=uuid4(),
         workload="completion",
         engine=engine,
+        # The one that is loaded: a command line does not choose another.
+        model_ref="loaded",
+        ctx=0,
         priority="interactive",
         prompt=prompt,
         **given,

@@ -42,12 +42,11 @@ def demo(
         fail("the prompt is empty", USAGE)
     if url is not None:
         check_url(url)
-    key = read_api_key(api_key_file)
+    key = None if url is None else read_api_key(api_key_file)
     # Entered outside the event loop, so that the engine outlives a cancelled stream's goodbye.
     with guarded(), ExitStack() as stack:
-        if url is None:
-            url, key = _start_engine(stack), None
-        status = run(_demo(url, key, prompt, max_tokens))
+        base_url = _start_engine(stack) if url is None else url
+        status = run(lambda: _demo(base_url, key, prompt, max_tokens))
     if status:
         raise typer.Exit(status)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker_adapters.cli._console import fail_with, note, run
-from worker_adapters.cli._engines import ADAPTERS, make_adapter
+from worker_adapters.cli._engines import ENGINES, make_adapter
 from worker_adapters.cli._options import (
     ApiKeyFile,
     Engine,
@@ -59,7 +59,7 @@ def generate(
 
     With --json stdout gets the events instead, one JSON object per line.
     """
-    check_engine(engine, ADAPTERS)
+    check_engine(engine, ENGINES)
     check_url(url)
     key = read_api_key(api_key_file)
     text = read_prompt(prompt)
@@ -77,7 +77,7 @@ def generate(
         determinism="strict" if deterministic else None,
         sampler_profile_version=None if profile is None else profile.version,
     )
-    status = run(_generate(engine, url, key, task, profile, json=json))
+    status = run(lambda: _generate(engine, url, key, task, profile, json=json))
     if status:
         raise typer.Exit(status)
 

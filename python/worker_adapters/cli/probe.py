@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker_adapters.cli._console import FAILED, UNREACHABLE, note, print_text, run
-from worker_adapters.cli._engines import ADAPTERS, make_adapter
+from worker_adapters.cli._engines import ENGINES, make_adapter
 from worker_adapters.cli._options import (
     ApiKeyFile,
     Engine,
@@ -35,9 +35,10 @@ def probe(
     Exit status: 0 when it is ready, 1 when it lives and is not ready or refuses to tell, 3 when
     nothing answers.
     """
-    check_engine(engine, ADAPTERS)
+    check_engine(engine, ENGINES)
     check_url(url)
-    found = run(_probe(engine, url, read_api_key(api_key_file)))
+    key = read_api_key(api_key_file)
+    found = run(lambda: _probe(engine, url, key))
     print_text(jsonlib.dumps(found, ensure_ascii=False) + "\n" if json else _aligned(found))
     errors = found.get("errors", {})
     for what, error in errors.items():
@@ -64,9 +65,11 @@ async def describe(adapter: WorkerAdapter) -> dict[str, Any]:
         return found
     errors: dict[str, str] = {}
     try:
-        found["engine_version"] = await adapter.engine_version()
+        identity = (await adapter.identity()).model_dump(exclude={"model_meta"}, exclude_none=True)
+        found["engine_version"] = identity.pop("engine_version")
+        found["model"] = identity
     except WorkerError as error:
-        errors["version"] = str(error)
+        errors["identity"] = str(error)
     try:
         props = await adapter.props()
         found["slots"] = {"total": props.slots_total, "free": props.slots_free}
@@ -90,7 +93,7 @@ def rows(found: dict[str, Any]) -> dict[str, str]:
         "version": found.get("engine_version"),
         "health": state,
         "slots": _slots(slots.get("free"), slots.get("total")),
-        "model": found.get("model"),
+        "model": _model(**found.get("model", {})),
     }
     return {name: str(value) for name, value in every.items() if value is not None}
 
@@ -99,6 +102,16 @@ def _slots(free: int | None, total: int | None) -> str | None:
     if total is None:
         return None if free is None else f"{free} free"
     return f"{total}" if free is None else f"{free} of {total} free"
+
+
+def _model(
+    model: str | None = None,
+    model_path: str | None = None,
+    ctx_max: int | None = None,
+    **_: object,
+) -> str | None:
+    name = model or model_path
+    return name if name is None or ctx_max is None else f"{name}, {ctx_max} tokens of context"
 
 
 def _aligned(found: dict[str, Any]) -> str:
