@@ -217,7 +217,7 @@ def test_the_contract_s_engines_are_known(engine: str) -> None:
 @pytest.mark.parametrize("engine", ["openai", "sglang"])
 def test_extension_engines_are_gated(engine: str) -> None:
     assert f"Extensions(engines=['{engine}'])" in refusal(engine=engine)
-    extensions = Extensions(engines=frozenset({engine}))  # type: ignore[arg-type]
+    extensions = Extensions(engines=frozenset({engine}))
     assert extensions.task_request(**fields(engine=engine)).engine == engine
     assert TaskRequest.model_validate(fields(engine=engine), context=extensions).engine == engine
     with pytest.raises(ValidationError):

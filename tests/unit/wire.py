@@ -36,7 +36,7 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self.closed = asyncio.Event()
+        self._over = asyncio.Event()
 
     async def request(self) -> Received:
         """Read one request. Raises asyncio.IncompleteReadError when the client has left."""
@@ -53,14 +53,22 @@ class Connection:
             self._writer.write(piece)
             await self._writer.drain()
 
-    async def until_closed(self) -> bytes:
-        """Wait for the client to leave; what it sent until then."""
-        try:
-            return await asyncio.wait_for(self._reader.read(), WITHIN)
-        except ConnectionResetError:
-            return b""
-        finally:
-            self.closed.set()
+    async def until_closed(self) -> None:
+        """Stay until the client leaves; for scripts."""
+        with contextlib.suppress(ConnectionResetError):
+            await self._reader.read()
+
+    async def over(self) -> None:
+        """Wait until the client has left; for tests. Fails if it does not."""
+        await asyncio.wait_for(self._over.wait(), WITHIN)
+
+    @property
+    def is_over(self) -> bool:
+        return self._over.is_set()
+
+    def end(self) -> None:
+        """The script is through."""
+        self._over.set()
 
     def reset(self) -> None:
         """Break the connection off with a RST."""
@@ -105,6 +113,7 @@ async def playing(script: Script) -> AsyncIterator[Server]:
             failures.append(failure)
         finally:
             tasks.discard(task)
+            connection.end()
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
@@ -189,7 +198,8 @@ def engine(script: Callable[[Connection, Received], Awaitable[None]]) -> Script:
 
 async def eventually(condition: Callable[[], bool], what: str) -> None:
     """Let the loop run until ``condition`` holds; fail the test if it never does."""
-    async with asyncio.timeout(WITHIN):
-        while not condition():
-            await asyncio.sleep(0.001)
-    assert condition(), what
+    loop = asyncio.get_running_loop()
+    until = loop.time() + WITHIN
+    while not condition():
+        assert loop.time() < until, f"never: {what}"
+        await asyncio.sleep(0.001)

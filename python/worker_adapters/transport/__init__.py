@@ -138,13 +138,13 @@ def validate_base_url(url: str) -> str:
     """
     if not url or not url.isascii() or not url.isprintable() or " " in url:
         raise ValueError("base_url must be printable ASCII without spaces, like http://host:8080")
+    if "\\" in url:
+        raise ValueError("base_url must not contain a backslash")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise ValueError(
-            f"base_url is not a URL ({error}); write it like http://host:8080"
-        ) from None
+        raise ValueError(f"base_url is malformed ({error}); write http://host:8080") from None
     if parts.scheme not in {"http", "https"}:
         raise ValueError("base_url must start with http:// or https://")
     if parts.username is not None or parts.password is not None:
@@ -153,8 +153,6 @@ def validate_base_url(url: str) -> str:
         raise ValueError("base_url must name a host and, if any, a port from 1 to 65535")
     if parts.query or parts.fragment or "?" in url or "#" in url:
         raise ValueError("base_url must not have a query or a fragment")
-    if "\\" in url:
-        raise ValueError("base_url must not contain a backslash")
     return url.rstrip("/")
 
 

@@ -18,6 +18,7 @@ from weakref import WeakSet
 
 import httpx
 
+from worker_adapters._core import __version__
 from worker_adapters.transport import Headers, Progress, Request, TransportError
 
 __all__ = ["Client", "HttpxTransport"]
@@ -87,6 +88,9 @@ class HttpxTransport:
             raise TransportError(detail, progress.phase, "no") from None
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
             raise _before_the_head(error, progress) from None
+        finally:
+            if trace.unfinished is not None:
+                session.run(trace.unfinished.aclose())
         return _HttpxStream(response, session)
 
     async def aclose(self) -> None:
@@ -124,12 +128,11 @@ class _Session:
         with contextlib.suppress(StopIteration):
             self._guard.__anext__().send(None)
 
-    def run(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run ``work`` to its end whatever happens to the task that asked for it."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
     async def aclose(self) -> None:
         await self._guard.aclose()
@@ -155,6 +158,7 @@ def _client() -> httpx.AsyncClient:
     return httpx.AsyncClient(
         trust_env=False,
         follow_redirects=False,
+        headers={"User-Agent": f"worker-adapters/{__version__}"},
         # A jar that accepts nothing: one task's answer must not show in another's request.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         limits=httpx.Limits(
@@ -181,7 +185,7 @@ _STEPS: Final[Mapping[str, _Step]] = {
 class _Trace:
     """httpx's trace hook: keeps `Progress` and bounds the steps that have a bound."""
 
-    __slots__ = ("_bounds", "_clock", "_progress")
+    __slots__ = ("_bounds", "_clock", "_progress", "unfinished")
 
     def __init__(
         self, progress: Progress, clock: asyncio.Timeout, bounds: Mapping[str, float | None]
@@ -189,6 +193,9 @@ class _Trace:
         self._progress = progress
         self._clock = clock
         self._bounds = bounds
+        self.unfinished: Any = None
+        """A network stream without a connection around it yet: httpcore forgets it, open, when it
+        is cancelled during the TLS handshake."""
 
     async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
         step = _STEPS.get(event)
@@ -197,6 +204,10 @@ class _Trace:
             bound = self._bounds.get(step)
             now = asyncio.get_running_loop().time()
             self._clock.reschedule(None if bound is None else now + bound)
+            if step in {"write", "head"}:
+                self.unfinished = None
+        elif event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
+            self.unfinished = info["return_value"]
         elif event == "http11.receive_response_headers.complete":
             self._progress.status = info["return_value"][1]
 
@@ -213,9 +224,9 @@ class _HttpxStream:
         self._chunks = aiter(cast("httpx.AsyncByteStream", response.stream))
         self._pending: asyncio.Timeout | None = None
         self._aborted = False
-        self._release: asyncio.Task[None] | None = None
-        self._released = asyncio.Event()
         self._whole = False
+        self._ending = False
+        self._ended = asyncio.Event()
         session.streams.add(self)
 
     async def read(self) -> bytes:
@@ -241,7 +252,7 @@ class _HttpxStream:
         return data
 
     def abort(self) -> None:
-        if self._aborted or self._release is not None:
+        if self._aborted or self._ending:
             return
         loop = self._session.loop
         if loop.is_closed():
@@ -262,15 +273,16 @@ class _HttpxStream:
     async def aclose(self) -> None:
         if not self._whole:
             self.abort()
-        await self._released.wait()
+        await self._ended.wait()
 
     def _end(self) -> None:
         """Have the response closed, in a task of its own that nothing can cancel half-way.
 
         httpcore forgets a connection whose closing is interrupted, and its pool shrinks by one.
         """
-        if self._release is None:
-            self._release = self._session.run(self._close_response())
+        if not self._ending:
+            self._ending = True
+            self._session.run(self._close_response())
 
     async def _close_response(self) -> None:
         try:
@@ -280,7 +292,7 @@ class _HttpxStream:
                 with contextlib.suppress(httpx.HTTPError, httpx.StreamError, OSError, RuntimeError):
                     await self._chunks.aclose()
         finally:
-            self._released.set()
+            self._ended.set()
 
     def _shut_down(self) -> None:
         """Tell the peer now, before the loop gets round to closing the connection.
