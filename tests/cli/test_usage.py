@@ -158,7 +158,38 @@ def test_an_unusable_key_file_is_wrong_usage(
         ("--deadline-ms", "0"),
         ("--top-p", "2"),
         ("--temperature", "-1"),
+        ("--temperature", "nan"),
     ],
 )
 def test_a_value_outside_the_contract_is_wrong_usage(option: tuple[str, str]) -> None:
     assert CliRunner().invoke(app, ["generate", "-p", "x", *option]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (("--top-p", "0"), b"top_p"),
+        (("--temperature", "1000"), b"temperature"),
+        (("--stop", ""), b"stop"),
+        (("--seed", "9999999999"), b"seed"),
+        (("--prompt", b"\xff".decode("utf-8", "surrogateescape")), b"prompt"),
+    ],
+)
+def test_a_value_that_the_contract_refuses_is_named_in_one_line(
+    command: Command, option: tuple[str, str], says: bytes
+) -> None:
+    result = command("generate", "-p", "a secret prompt", "--url", "http://127.0.0.1:1", *option)
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert result.stderr.count(b"\n") == 1
+    assert b"secret" not in result.stderr
+
+
+@pytest.mark.parametrize("key", ["short", "clé-secrète", "with space inside", "two\nlines"])
+def test_a_key_that_cannot_be_sent_is_refused_unseen(command: Command, key: str) -> None:
+    result = command(
+        "generate", "-p", "x", "--url", "http://127.0.0.1:1", env={"WORKER_ADAPTERS_API_KEY": key}
+    )
+    assert result.returncode in {2, 3}
+    assert b"Traceback" not in result.stderr
+    assert key.encode() not in result.stderr

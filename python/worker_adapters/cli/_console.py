@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from worker_adapters import WorkerError
+
 __all__ = [
     "FAILED",
     "INTERRUPTED",
@@ -28,6 +30,7 @@ __all__ = [
     "UNREACHABLE",
     "USAGE",
     "fail",
+    "fail_invalid",
     "fail_with",
     "for_people",
     "guarded",
@@ -67,10 +70,13 @@ def visible(text: str) -> str:
 
 
 def for_people() -> Console:
-    """A console on stderr."""
+    """A console on stderr; with ``NO_COLOR`` it sends no escape sequence at all."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    plain = bool(os.environ.get("NO_COLOR"))
+    return Console(
+        stderr=True, highlight=False, soft_wrap=True, color_system=None if plain else "auto"
+    )
 
 
 def note(text: str, style: str = "dim") -> None:
@@ -84,15 +90,30 @@ def fail(message: str, status: int = FAILED) -> NoReturn:
     raise typer.Exit(status)
 
 
-def fail_with(error: Exception, where: str = "") -> NoReturn:
-    """End the command for a `worker_adapters.WorkerError`: 3 when the engine was unreachable."""
-    phase, detail = getattr(error, "phase", None), getattr(error, "detail", None)
-    unreachable = phase in {"resolve", "connect", "tls"}
-    code = getattr(error, "code", "")
-    what = " ".join(str(word) for word in (code, f"({detail})" if detail else "") if word)
-    place = f" at {where}" if where else ""
-    message = f"{what}{place}: {error}" if str(error) else f"{what}{place}"
-    fail(message, UNREACHABLE if unreachable else FAILED)
+def fail_with(error: WorkerError, where: str) -> NoReturn:
+    """End the command for an error of the engine at this URL, or for what it could not be sent."""
+    what = f"{error.code} ({error.detail})"
+    said = "" if error.message in {"", error.detail} else f": {error.message}"
+    if error.phase in {"resolve", "connect", "tls"}:
+        fail(f"cannot reach {where}: {what}{said}", UNREACHABLE)
+    if error.phase == "validate" and error.code == "INVALID_PARAMS":
+        fail(f"{what}{said}", USAGE)
+    fail(f"{what} at {where}{said}", FAILED)
+
+
+def fail_invalid(error: ValueError) -> NoReturn:
+    """End the command for a value that the library does not take; the value is not repeated."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        fail(
+            "; ".join(
+                f"{'.'.join(str(part) for part in row['loc'])}: {row['msg']}"
+                for row in error.errors(include_url=False, include_input=False)
+            ),
+            USAGE,
+        )
+    fail(str(error), USAGE)
 
 
 @contextmanager

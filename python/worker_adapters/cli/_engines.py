@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from worker_adapters.cli._console import fail_invalid
 from worker_adapters.engines import ENGINES, adapter_class
 
 if TYPE_CHECKING:
@@ -13,9 +14,15 @@ __all__ = ["ENGINES", "error_rules", "make_adapter"]
 
 
 def make_adapter(engine: str, url: str, **options: Any) -> WorkerAdapter:
-    """The engine's adapter for this base URL; options as its constructor takes them."""
+    """The engine's adapter for this base URL; options as its constructor takes them.
+
+    An option that it does not take ends the command.
+    """
     make: Any = adapter_class(engine)
-    adapter: WorkerAdapter = make(url, **options)
+    try:
+        adapter: WorkerAdapter = make(url, **options)
+    except ValueError as error:
+        fail_invalid(error)
     return adapter
 
 

@@ -60,7 +60,7 @@ def _start_engine(stack: ExitStack) -> str:
 
     note("starting a llama.cpp server ...")
     try:
-        server = stack.enter_context(LlamaCppServer())
+        server = stack.enter_context(LlamaCppServer(["-a", "tiny.gguf"]))
     except EngineNotInstalledError as error:
         fail(str(error), USAGE)
     except EngineStartError as error:
@@ -103,6 +103,8 @@ def _report(found: dict[str, Any], end: TokenEvent) -> None:
 
     rate = tokens_per_second(end)
     table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in (
         *rows(found).items(),
         ("tokens", f"{end.tokens_in} in, {end.tokens_out} out ({end.usage_source})"),

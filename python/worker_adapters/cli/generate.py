@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worker_adapters.cli._console import fail_with, note, run
+from worker_adapters.cli._console import fail_invalid, fail_with, note, run
 from worker_adapters.cli._engines import ENGINES, make_adapter
 from worker_adapters.cli._options import (
     ApiKeyFile,
@@ -89,7 +89,10 @@ def _profile(**settings: Any) -> SamplerProfile | None:
         return None
     from worker_adapters import SamplerProfile
 
-    return SamplerProfile(name="command-line", version="command-line", **given)
+    try:
+        return SamplerProfile(name="command-line", version="command-line", **given)
+    except ValueError as error:
+        fail_invalid(error)
 
 
 async def _generate(
