@@ -28,12 +28,17 @@ class SseDecoder:
     """Incremental decoder of ``text/event-stream`` bytes in any chunking.
 
     ``max_event_bytes`` bounds what one event may buffer. Past it ``feed`` raises `AdapterError`
-    with detail ``frame_too_large``, after which the decoder stays failed.
+    with detail ``frame_too_large``, after which the decoder stays failed. Raises ValueError when
+    fed after ``finish``.
     """
 
     def __new__(cls, *, max_event_bytes: int = 1_048_576) -> SseDecoder: ...
     def feed(self, data: bytes) -> list[SseEvent]:
-        """Decode one read; the events it completed, in order."""
+        """Decode one read; the events it completed, in order.
+
+        What one read completed before an event that is too large is returned, and the error is
+        raised by the next call (``feed`` or ``finish``).
+        """
     def finish(self) -> None:
         """Tell the decoder that the input has ended. An unfinished block is never dispatched."""
     @property

@@ -127,9 +127,9 @@ impl RuleTable {
         };
         out.status = error.status;
         match (&error.message, error.status) {
-            (Some(message), _) => out.with_message(message, redactor),
-            (None, Some(status)) => out.with_message(&format!("HTTP status {status}"), redactor),
-            (None, None) => out,
+            (Some(message), _) if !message.trim().is_empty() => out.with_message(message, redactor),
+            (_, Some(status)) => out.with_message(&format!("status {status}"), redactor),
+            (_, None) => out,
         }
     }
 }

@@ -461,8 +461,9 @@ impl SseDecoder {
         let kept = line.get(..UNKNOWN_LINES_BYTES).unwrap_or(line);
         let text = String::from_utf8_lossy(kept);
         on(SseItem::UnknownLine(&text));
-        if self.unknown_bytes + text.len() <= UNKNOWN_LINES_BYTES {
-            self.unknown_bytes += text.len().max(1);
+        // An empty text counts, too: there could be any number of them.
+        if self.unknown_bytes + kept.len() <= UNKNOWN_LINES_BYTES {
+            self.unknown_bytes += kept.len().max(1);
             self.unknown.push(text.into_owned());
         }
     }

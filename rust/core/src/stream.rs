@@ -198,7 +198,7 @@ impl<P: FrameParser> StreamDecoder<P> {
         let tokens = law.tokens_emitted;
         let what = if complete { "ended" } else { "was cut off" };
         let message =
-            format!("the stream {what} after {tokens} tokens without the engine's finish signal");
+            format!("the stream {what} without the engine's finish signal (tokens: {tokens})");
         law.fail(Detail::Truncated, None, &message, out);
     }
 
@@ -512,8 +512,10 @@ impl Law {
     ) {
         match item {
             SseItem::Event(event) => self.frame(&event, parser, now, out),
-            // llama.cpp before PR 16109 reports errors under this field name.
-            SseItem::UnknownLine(line) if line.starts_with("error:") && !self.is_terminal() => {
+            SseItem::UnknownLine(_) if self.is_terminal() => {}
+            // llama.cpp before PR 16109 reports errors under a field name of their own, and some
+            // servers without any.
+            SseItem::UnknownLine(line) if line.starts_with("error:") || line.starts_with('{') => {
                 if let Some(error) = EngineError::from_field_line(line) {
                     self.engine_error(&error, None, out);
                 }

@@ -54,7 +54,7 @@ impl<'a> Frame<'a> {
                 }
                 "tokens" => frame.holes[1] = single_number(reader)?,
                 "index" => frame.index = reader.u64_or_null()?.unwrap_or(0),
-                "stop" => frame.stop = reader.bool()?,
+                "stop" => frame.stop = !reader.take_null()? && reader.bool()?,
                 "tokens_predicted" => {
                     frame.tokens_predicted = reader.u64_or_null()?;
                     frame.holes[2] = frame.tokens_predicted.map(|_| reader.number_span());

@@ -83,16 +83,22 @@ struct Usage {
 impl<'a> Chunk<'a> {
     fn parse(text: &'a str) -> Result<Self, JsonError> {
         let mut chunk = Self::default();
+        let (mut has_choices, mut has_detail) = (false, false);
         let mut reader = Reader::new(text);
         reader.object(|key, reader| {
             match key {
-                "choices" => chunk.read_choices(reader)?,
+                "choices" => {
+                    has_choices = true;
+                    chunk.read_choices(reader)?;
+                }
                 "usage" => chunk.usage = Usage::read(reader)?,
                 "model" if reader.peek()? == Kind::String => chunk.model = Some(reader.string()?),
-                "error" => {
-                    chunk.is_error |= !reader.take_null()?;
-                    if chunk.is_error {
+                // FastAPI reports what it refuses itself as `detail`.
+                "error" | "detail" => {
+                    if !reader.take_null()? {
                         reader.skip()?;
+                        has_detail |= key == "detail";
+                        chunk.is_error |= key == "error";
                     }
                 }
                 "object" if reader.peek()? == Kind::String => {
@@ -103,6 +109,7 @@ impl<'a> Chunk<'a> {
             Ok(())
         })?;
         reader.end()?;
+        chunk.is_error |= has_detail && !has_choices;
         Ok(chunk)
     }
 
@@ -157,7 +164,9 @@ impl<'a> Delta<'a> {
                 "tool_calls" => {
                     if !reader.take_null()? {
                         let calls = reader.raw_value()?;
-                        delta.tool_calls = (calls != "[]").then_some(calls);
+                        let is_empty =
+                            calls.trim_matches(['[', ']', ' ', '\t', '\n', '\r']).is_empty();
+                        delta.tool_calls = (!is_empty).then_some(calls);
                     }
                 }
                 "role" => {
