@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import select
 import socket
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, BinaryIO
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import pytest
+
+from worker_adapters.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -133,22 +137,61 @@ def environment(**extra: str) -> dict[str, str]:
     return kept | extra
 
 
-@pytest.fixture
-def command() -> Callable[..., subprocess.CompletedProcess[bytes]]:
-    """Run ``worker-adapters`` in a process of its own; stdin is empty unless given."""
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
 
-    def run(
-        *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None, **options: Any
-    ) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Command(Protocol):
+    """Runs ``worker-adapters`` to its end; stdin is empty unless given."""
+
+    def __call__(
+        self, *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
+    ) -> Done: ...
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run the command here: quick, and what it leaves open fails the test."""
+
+    def run(*arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Done:
+        out, err = io.BytesIO(), io.BytesIO()
+        with monkeypatch.context() as patch:
+            for name in os.environ.keys() - environment().keys():
+                patch.delenv(name)
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            for name, stream in (("stdin", io.BytesIO(stdin)), ("stdout", out), ("stderr", err)):
+                text = io.TextIOWrapper(stream, encoding="utf-8", write_through=True)
+                patch.setattr(sys, name, text)
+            patch.setattr(sys, "argv", ["worker-adapters", *arguments])
+            try:
+                status = main()
+            except SystemExit as end:
+                status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+            return Done(status, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def spawned() -> Command:
+    """Run the command in a process of its own."""
+
+    def run(*arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Done:
+        ended = subprocess.run(
             [sys.executable, "-m", "worker_adapters.cli", *arguments],
             input=stdin,
             capture_output=True,
             timeout=30,
             check=False,
             env=environment(**(env or {})),
-            **options,
         )
+        return Done(ended.returncode, ended.stdout, ended.stderr)
 
     return run
 

@@ -17,9 +17,8 @@ from tests.cli.conftest import GREEDY
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.cli.conftest import ScriptedEngine
+    from tests.cli.conftest import Command, ScriptedEngine
 
-    Command = Callable[..., subprocess.CompletedProcess[bytes]]
     Running = Callable[..., subprocess.Popen[bytes]]
     Scripted = Callable[..., ScriptedEngine]
 
@@ -34,8 +33,8 @@ def _engine_process(text: str) -> Path:
 
 
 @pytest.mark.real
-def test_it_streams_reports_and_leaves_nothing_behind(command: Command) -> None:
-    result = command("demo")
+def test_it_streams_reports_and_leaves_nothing_behind(spawned: Command) -> None:
+    result = spawned("demo")
     assert result.returncode == 0, result.stderr.decode()
     assert result.stdout.decode().startswith(GREEDY)
     report = result.stderr.decode()

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.cli.conftest import ScriptedEngine
+    from tests.cli.conftest import Command, ScriptedEngine
 
-    Command = Callable[..., subprocess.CompletedProcess[bytes]]
     Running = Callable[..., subprocess.Popen[bytes]]
     Scripted = Callable[..., ScriptedEngine]
     Recorded = Callable[[str], bytes]
@@ -192,8 +191,8 @@ def test_a_closed_stdout_ends_it_quietly(
     assert process.stderr.read() == b""
 
 
-def test_stdout_is_utf8_whatever_the_locale(command: Command, scripted: Scripted) -> None:
-    result = command(
+def test_stdout_is_utf8_whatever_the_locale(spawned: Command, scripted: Scripted) -> None:
+    result = spawned(
         "generate", "--url", scripted().url, "-p", "x", env={"PYTHONIOENCODING": "ascii"}
     )
     assert result.returncode == 0

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.cli.conftest import ScriptedEngine
+    from tests.cli.conftest import Command, ScriptedEngine
 
-    Command = Callable[..., subprocess.CompletedProcess[bytes]]
     Scripted = Callable[..., ScriptedEngine]
     Recorded = Callable[[str], bytes]
 

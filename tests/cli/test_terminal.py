@@ -14,7 +14,7 @@ from tests.cli.conftest import environment
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.cli.conftest import ScriptedEngine
+    from tests.cli.conftest import Command, ScriptedEngine
 
 pty = pytest.importorskip("pty", reason="pseudo-terminals are a Unix thing")
 
@@ -68,7 +68,7 @@ def test_no_color_sends_no_escape_sequence(scripted: Callable[..., ScriptedEngin
 
 def test_a_pipe_gets_the_text_as_it_is(
     scripted: Callable[..., ScriptedEngine],
-    command: Callable[..., subprocess.CompletedProcess[bytes]],
+    command: Command,
 ) -> None:
     engine = scripted({"/completion": RESPONSE})
     result = command("generate", "--url", engine.url, "-p", "x")

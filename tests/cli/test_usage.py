@@ -13,10 +13,9 @@ from worker_adapters import __version__
 from worker_adapters.cli._app import app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    Command = Callable[..., subprocess.CompletedProcess[bytes]]
+    from tests.cli.conftest import Command
 
 COMMANDS = ("generate", "probe", "decode", "demo")
 
