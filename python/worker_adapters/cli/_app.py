@@ -14,7 +14,6 @@ __all__ = ["app"]
 app = typer.Typer(
     help="Stream from an inference engine, look at one, or replay what one has sent.",
     epilog="Exit status: 0 ok, 1 failed, 2 usage, 3 engine unreachable, 130 interrupted.",
-    no_args_is_help=True,
     add_completion=False,
     # A traceback with values in it would show prompts and keys.
     pretty_exceptions_enable=False,
