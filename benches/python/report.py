@@ -48,6 +48,7 @@ def machine() -> list[str]:
         ),
         platform.machine(),
     )
+    kernel = ".".join(platform.release().split(".")[:2])
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     peers = ", ".join(f"{name} {version(name)}" for name in ("msgspec", "httpx-sse", "httpx"))
     return [
@@ -55,7 +56,7 @@ def machine() -> list[str]:
         "",
         (
             f"- machine: {os.cpu_count()} cores of {cpu}, {platform.system()} "
-            f"{platform.release()}; load average when it began: {load}"
+            f"{kernel}; load average when it began: {load}"
         ),
         (
             f"- {platform.python_implementation()} {platform.python_version()}, "
@@ -76,8 +77,8 @@ def python_section() -> list[str]:
             f"CPU time of the thread, {found['events']:,} token events decoded from memory, "
             f"{found['rounds']} interleaved rounds in one process. Before timing, every contender "
             "that does the whole job has produced exactly the texts that went in. *ratio* is the "
-            "median over the first row's. `chat` is a vLLM chat stream, `llama` one of llama.cpp's "
-            "`/completion`; the rows in italics do only a part of the job."
+            "median over the first row's. `vllm_chat` is a vLLM chat stream, `llamacpp` one of "
+            "llama.cpp's `/completion`; the rows in italics do only a part of the job."
         ),
         "",
     ]
@@ -121,7 +122,8 @@ def criterion() -> Iterator[tuple[str, float, float, float, dict[str, int]]]:
 def rust_section() -> list[str]:
     """Run the criterion benchmarks and the counting allocator, and render their tables."""
     shutil.rmtree(TARGET / "criterion", ignore_errors=True)
-    output([CARGO, "bench", "--package", PACKAGE, "--locked", "--bench", "decode"])
+    of_package = ["--locked", "--package", PACKAGE]
+    output([CARGO, "bench", "--quiet", *of_package, "--bench", "decode"])
     lines = [
         "## In Rust",
         "",
@@ -139,16 +141,28 @@ def rust_section() -> list[str]:
             )
         )
     lines += table(["", "ns per event", "95 % interval"], rows)
-    of_package = ["--quiet", "--release", "--locked", "--package", PACKAGE]
-    allocations = output([CARGO, "run", *of_package, "--bin", "allocations"])
+    counted = output([CARGO, "bench", "--quiet", *of_package, "--bench", "allocations"])
+    found = [json.loads(line) for line in counted.splitlines()]
+    streams = [name.removeprefix("allocations_") for name in found[0] if "allocations_" in name]
     return [
         *lines,
-        "Allocations on the Rust side, counted by the allocator in steady state:",
+        (
+            "Heap allocations on the Rust side, counted by the allocator itself: those of a stream "
+            f"of {int(streams[0]):,} tokens, of one of {int(streams[1]):,}, and the difference "
+            "per token."
+        ),
         "",
-        "```text",
-        *allocations.rstrip().splitlines(),
-        "```",
-        "",
+        *table(
+            ["", *(f"{int(stream):,} tokens" for stream in streams), "per token"],
+            [
+                (
+                    f"`{row['body']}/{row['reads']}`",
+                    *(f"{row[f'allocations_{stream}']:,}" for stream in streams),
+                    f"{row['per_token']:.3f}",
+                )
+                for row in found
+            ],
+        ),
     ]
 
 

@@ -1,8 +1,8 @@
 """The streams that the benchmarks decode, made from a fixed seed.
 
-``chat`` is what vLLM's chat endpoint sends (about 260 bytes an event), ``llama`` what llama.cpp's
-``/completion`` sends. The texts look like English tokens, one in twenty with JSON escapes, one in
-fifty outside ASCII. As a program it writes the streams to files for other programs::
+``vllm_chat`` is what vLLM's chat endpoint sends (about 260 bytes an event), ``llamacpp`` what
+llama.cpp's ``/completion`` sends. The texts look like English tokens, one in twenty with JSON
+escapes, one in fifty outside ASCII. As a program it writes the streams to files for others::
 
     streams.py DIRECTORY [EVENTS]
 """
@@ -92,7 +92,7 @@ def _event(payload: object) -> bytes:
     return f"data: {body}\n\n".encode()
 
 
-def chat(count: int = EVENTS) -> Stream:
+def vllm_chat(count: int = EVENTS) -> Stream:
     """Return a chat as vLLM streams it: role, ``count`` deltas, finish, usage, [DONE]."""
     common = {
         "id": "chatcmpl-8f4f2f7b9a5d4b0f9c1d2e3f4a5b6c7d",
@@ -114,7 +114,7 @@ def chat(count: int = EVENTS) -> Stream:
         "completion_tokens": count,
     }
     return Stream(
-        "chat",
+        "vllm_chat",
         "openai",
         tokens,
         (
@@ -127,7 +127,7 @@ def chat(count: int = EVENTS) -> Stream:
     )
 
 
-def llama(count: int = EVENTS) -> Stream:
+def llamacpp(count: int = EVENTS) -> Stream:
     """Return a completion as llama.cpp streams it: ``count`` partial frames and the final one."""
     rng = random.Random(11)
     tokens = texts(count)
@@ -166,10 +166,10 @@ def llama(count: int = EVENTS) -> Stream:
             "predicted_ms": 9e4,
         },
     }
-    return Stream("llama", "llamacpp", tokens, (*map(_event, partial), _event(final)))
+    return Stream("llamacpp", "llamacpp", tokens, (*map(_event, partial), _event(final)))
 
 
-STREAMS: dict[str, Callable[[int], Stream]] = {"chat": chat, "llama": llama}
+STREAMS: dict[str, Callable[[int], Stream]] = {"vllm_chat": vllm_chat, "llamacpp": llamacpp}
 
 
 def main() -> None:
