@@ -90,7 +90,20 @@ class TokenEvent:
     @property
     def channel(self) -> Literal["content", "reasoning", "tool"] | None: ...
     @property
+    def token_ids(self) -> list[int] | None:
+        """``token``: the ids of its tokens, where the engine was asked for them."""
+    @property
+    def logprobs(self) -> list[dict[str, Any]] | None:
+        """``token``: ``{token, id?, logprob, top?}`` per token, where the engine was asked.
+
+        ``logprob`` is the natural logarithm of the probability, or None where there is none;
+        ``top`` lists the most likely tokens in the same form.
+        """
+    @property
     def tokens_in(self) -> int | None: ...
+    @property
+    def cached_tokens_in(self) -> int | None:
+        """``end``: those of ``tokens_in`` that the engine took from its cache."""
     @property
     def tokens_out(self) -> int | None: ...
     @property
@@ -103,6 +116,9 @@ class TokenEvent:
     ) -> Literal["stop", "length", "cancelled", "content_filter", "tool_calls", "unknown"] | None: ...
     @property
     def finish_reason_raw(self) -> str | None: ...
+    @property
+    def stop_reason(self) -> str | None:
+        """``end``: the stop word or token id that was matched, where the engine tells."""
     @property
     def usage_source(self) -> Literal["engine", "counted"] | None: ...
     @property

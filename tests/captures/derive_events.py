@@ -245,12 +245,16 @@ def derive_llamacpp(body: bytes) -> Stream:
             stream.token(frame["content"], predicted - counted)
             counted = predicted
         if frame.get("stop") is True:
+            # The word that was matched, if one was.
+            stopped_by = {"stop_reason": word} if (word := frame["stopping_word"]) else {}
             stream.end(
                 tokens_out=frame["tokens_predicted"],
                 tokens_in=frame["tokens_evaluated"],
+                cached_tokens_in=frame["timings"]["cache_n"],
                 finish_reason=STOP_TYPES[frame["stop_type"]],
                 finish_reason_raw=frame["stop_type"],
                 usage_source="engine",
+                **stopped_by,
             )
     stream.body_ended()
     return stream
@@ -290,6 +294,9 @@ def derive_openai(body: bytes) -> Stream:
                 data["tokens_out"] = usage["completion_tokens"]
                 data["tokens_in"] = usage["prompt_tokens"]
                 data["usage_source"] = "engine"
+                details = usage.get("prompt_tokens_details")
+                if details is not None:
+                    data["cached_tokens_in"] = details["cached_tokens"]
             if finish_reason is not None:
                 known = finish_reason in FINISH_REASONS
                 data["finish_reason"] = finish_reason if known else "unknown"

@@ -39,6 +39,20 @@ words! {
     }
 }
 
+impl FinishReason {
+    /// The reason that an engine's own word stands for.
+    #[must_use]
+    pub fn from_engine(raw: &str) -> Self {
+        match raw {
+            "stop" | "eos" | "eos_token" | "word" | "stop_sequence" => Self::Stop,
+            "length" | "limit" => Self::Length,
+            "content_filter" => Self::ContentFilter,
+            "tool_calls" | "function_call" => Self::ToolCalls,
+            _ => Self::Unknown,
+        }
+    }
+}
+
 words! {
     /// Who counted the tokens.
     UsageSource {
@@ -92,7 +106,7 @@ pub struct Started {
 }
 
 /// A text delta.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Token {
     /// The text, never holding a broken UTF-8 sequence. Up to 24 bytes need no allocation.
@@ -103,6 +117,50 @@ pub struct Token {
     pub n: u32,
     /// Which part of the answer it belongs to.
     pub channel: Channel,
+    /// What else the engine says of the tokens, where it was asked to.
+    pub detail: Option<Box<TokenDetail>>,
+}
+
+/// Ids and probabilities of the tokens an event stands for.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct TokenDetail {
+    /// Token ids; fewer than the event's `n` where the engine does not tell all.
+    pub ids: Vec<u64>,
+    /// One entry per token that the engine reports on.
+    pub logprobs: Vec<Logprob>,
+}
+
+/// A token's natural logarithm of its probability, and those of its rivals.
+#[derive(Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Logprob {
+    /// The token's text, as the engine renders it alone.
+    pub token: Box<str>,
+    /// Its id, where the engine tells.
+    pub id: Option<u64>,
+    /// ln of its probability; None where the engine has none (the first token of a prompt).
+    pub logprob: Option<f64>,
+    /// The most likely tokens in its place, without rivals of their own.
+    pub top: Vec<Logprob>,
+}
+
+impl Logprob {
+    /// An entry without rivals.
+    #[must_use]
+    pub fn new(token: &str, id: Option<u64>, logprob: Option<f64>) -> Self {
+        Self { token: token.into(), id, logprob, top: Vec::new() }
+    }
+}
+
+// Generated text never reaches a log through `{:?}`.
+impl fmt::Debug for Logprob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Logprob")
+            .field("logprob", &self.logprob)
+            .field("top", &self.top.len())
+            .finish_non_exhaustive()
+    }
 }
 
 // Generated text never reaches a log through `{:?}`.
@@ -113,7 +171,7 @@ impl fmt::Debug for Token {
             .field("n", &self.n)
             .field("channel", &self.channel)
             .field("bytes", &self.t.len())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -127,10 +185,14 @@ pub struct End {
     pub decode_ms: u64,
     /// Tokens of the prompt, those the engine took from its cache included.
     pub tokens_in: Option<u64>,
+    /// Those of `tokens_in` that the engine took from its cache; None where it does not tell.
+    pub cached_tokens_in: Option<u64>,
     /// Why it ended; None where the engine gives no reason.
     pub finish_reason: Option<FinishReason>,
     /// The engine's own word for it.
     pub finish_reason_raw: Option<Box<str>>,
+    /// The stop word or token id that was matched, where the engine tells.
+    pub stop_reason: Option<Box<str>>,
     /// From dispatch to the first token, in milliseconds.
     pub latency_first_token_ms: Option<u64>,
     /// Who counted `tokens_out`.
@@ -172,6 +234,10 @@ pub enum Value<'a> {
     Embeddings(&'a [Vec<f64>]),
     /// Scores.
     Scores(&'a [Score]),
+    /// Token ids.
+    Ids(&'a [u64]),
+    /// Log probabilities.
+    Logprobs(&'a [Logprob]),
 }
 
 impl<'a> From<&'a str> for Value<'a> {
@@ -290,6 +356,14 @@ impl Token {
         if self.channel != Channel::Content {
             field("channel", Value::Str(self.channel.as_str()));
         }
+        if let Some(detail) = &self.detail {
+            if !detail.ids.is_empty() {
+                field("token_ids", Value::Ids(&detail.ids));
+            }
+            if !detail.logprobs.is_empty() {
+                field("logprobs", Value::Logprobs(&detail.logprobs));
+            }
+        }
     }
 }
 
@@ -299,9 +373,11 @@ impl End {
         field("decode_ms", Value::UInt(self.decode_ms));
         field("decode_time_ms", Value::UInt(self.decode_ms));
         optional(field, "tokens_in", self.tokens_in);
+        optional(field, "cached_tokens_in", self.cached_tokens_in);
         let reason = self.finish_reason.map_or(Value::Null, |reason| reason.as_str().into());
         field("finish_reason", reason);
         optional(field, "finish_reason_raw", self.finish_reason_raw.as_deref());
+        optional(field, "stop_reason", self.stop_reason.as_deref());
         optional(field, "latency_first_token_ms", self.latency_first_token_ms);
         optional(field, "usage_source", self.usage_source.map(UsageSource::as_str));
         optional(field, "seed", self.seed);
@@ -348,7 +424,25 @@ fn write_value(value: Value<'_>, out: &mut Vec<u8>) {
             write_float(score.score, out);
             out.push(b'}');
         }),
+        Value::Ids(ids) => write_list(ids, out, |id, out| write_display(id, out)),
+        Value::Logprobs(logprobs) => write_list(logprobs, out, write_logprob),
     }
+}
+
+fn write_logprob(logprob: &Logprob, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"token\":");
+    write_string(&logprob.token, out);
+    if let Some(id) = logprob.id {
+        out.extend_from_slice(b",\"id\":");
+        write_display(id, out);
+    }
+    out.extend_from_slice(b",\"logprob\":");
+    write_float(logprob.logprob.unwrap_or(f64::NAN), out);
+    if !logprob.top.is_empty() {
+        out.extend_from_slice(b",\"top\":");
+        write_list(&logprob.top, out, write_logprob);
+    }
+    out.push(b'}');
 }
 
 fn write_list<T>(items: &[T], out: &mut Vec<u8>, write: impl Fn(&T, &mut Vec<u8>)) {
@@ -398,7 +492,9 @@ mod tests {
 
     #[test]
     fn defaults_are_left_out_of_a_token() {
-        let token = |n, channel| TokenEvent::Token(Token { t: "é\n".into(), i: 3, n, channel });
+        let token = |n, channel| {
+            TokenEvent::Token(Token { t: "é\n".into(), i: 3, n, channel, detail: None })
+        };
         let data = |event| json(&event)["data"].clone();
         assert_eq!(data(token(1, Channel::Content)), serde_json::json!({"t": "é\n", "i": 3}));
         assert_eq!(
@@ -442,7 +538,8 @@ mod tests {
 
     #[test]
     fn sse_is_one_block() {
-        let token = Token { t: "a\n\nb".into(), i: 0, n: 1, channel: Channel::Content };
+        let token =
+            Token { t: "a\n\nb".into(), i: 0, n: 1, channel: Channel::Content, detail: None };
         let mut out = Vec::new();
         TokenEvent::Token(token).write_sse(&mut out);
         assert_eq!(out, b"event: token\ndata: {\"t\":\"a\\n\\nb\",\"i\":0}\n\n");
@@ -450,7 +547,8 @@ mod tests {
 
     #[test]
     fn debug_shows_no_text() {
-        let token = Token { t: "a prompt".into(), i: 0, n: 1, channel: Channel::Content };
+        let token =
+            Token { t: "a prompt".into(), i: 0, n: 1, channel: Channel::Content, detail: None };
         assert!(!format!("{:?}", TokenEvent::Token(token)).contains("prompt"));
     }
 }

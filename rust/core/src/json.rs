@@ -357,6 +357,23 @@ impl<'a> Reader<'a> {
         self.slice(start, self.pos)
     }
 
+    /// Reads a number as the nearest `f64`, or `null` as None.
+    ///
+    /// # Errors
+    ///
+    /// [`JsonErrorKind::Type`] for any other value; [`JsonErrorKind::Syntax`].
+    pub fn f64_or_null(&mut self) -> Result<Option<f64>> {
+        if self.take_null()? {
+            return Ok(None);
+        }
+        let start = self.pos;
+        let number = self.number()?;
+        match number.parse() {
+            Ok(value) => Ok(Some(value)),
+            Err(_) => Err(JsonError { kind: JsonErrorKind::Type, offset: start }),
+        }
+    }
+
     /// Consumes `null` if it is next.
     ///
     /// # Errors

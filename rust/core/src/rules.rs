@@ -113,6 +113,19 @@ impl RuleTable {
         phase: Phase,
         redactor: &Redactor,
     ) -> WorkerError {
+        self.classify_or(Detail::EngineRejected, engine, error, phase, redactor)
+    }
+
+    /// As [`classify`](Self::classify); `fallback` is what an error is that has no rule and no
+    /// status.
+    pub(crate) fn classify_or(
+        &self,
+        fallback: Detail,
+        engine: &str,
+        error: &EngineError,
+        phase: Phase,
+        redactor: &Redactor,
+    ) -> WorkerError {
         let mut out = if let Some(rule) = self.rules.iter().find(|rule| rule.matches(error)) {
             WorkerError {
                 kind: rule.kind,
@@ -122,7 +135,7 @@ impl RuleTable {
                 ..WorkerError::new(engine, rule.detail, phase)
             }
         } else {
-            let detail = error.status.map_or(Detail::EngineRejected, Detail::from_status);
+            let detail = error.status.map_or(fallback, Detail::from_status);
             WorkerError::new(engine, detail, phase)
         };
         out.status = error.status;

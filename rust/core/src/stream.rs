@@ -18,7 +18,10 @@ use crate::clocks::{Clocks, Running};
 use crate::dialects::{Dialect, FrameParser};
 use crate::engine_error::{ERROR_BODY_BYTES, EngineError};
 use crate::error::{Detail, Phase, Processed, WorkerError};
-use crate::event::{Channel, End, FinishReason, Score, Started, Token, TokenEvent, UsageSource};
+use crate::event::{
+    Channel, End, FinishReason, Logprob, Score, Started, Token, TokenDetail, TokenEvent,
+    UsageSource,
+};
 use crate::http::{ResponseHead, retry_after_ms};
 use crate::json::JsonError;
 use crate::redact::Redactor;
@@ -166,7 +169,7 @@ impl<P: FrameParser> StreamDecoder<P> {
         }
         if let Body::Error { status, kept, retry_after_ms } = &self.body {
             let error = EngineError::from_body(*status, kept);
-            self.law.engine_error(&error, *retry_after_ms, out);
+            self.law.engine_error(Detail::EngineRejected, &error, *retry_after_ms, out);
             return;
         }
         self.sse.finish();
@@ -191,8 +194,15 @@ impl<P: FrameParser> StreamDecoder<P> {
                 return;
             }
         }
+        let is_clean = complete && partial.is_none() && sse.eof_pending().is_none();
+        if is_clean && law.is_started() {
+            parser.body_end(&mut FrameSink { law, out, now });
+            if law.is_terminal() {
+                return;
+            }
+        }
         if let Some(error) = stray_error(sse) {
-            law.engine_error(&error, None, out);
+            law.engine_error(Detail::EngineRejected, &error, None, out);
             return;
         }
         let tokens = law.tokens_emitted;
@@ -403,12 +413,9 @@ impl FrameSink<'_> {
         let law = &mut *self.law;
         let pending = std::mem::take(&mut law.tokens_pending);
         let n = u32::try_from(pending).unwrap_or(u32::MAX);
-        self.out.push(TokenEvent::Token(Token {
-            t: text.into(),
-            i: law.events_emitted,
-            n,
-            channel,
-        }));
+        let detail = law.pending_detail.take();
+        let token = Token { t: text.into(), i: law.events_emitted, n, channel, detail };
+        self.out.push(TokenEvent::Token(token));
         law.events_emitted += 1;
         law.tokens_emitted += pending;
     }
@@ -437,7 +444,32 @@ impl FrameSink<'_> {
 
     /// The engine reports an error.
     pub fn error(&mut self, error: &EngineError) {
-        self.law.engine_error(error, None, self.out);
+        self.law.engine_error(Detail::EngineRejected, error, None, self.out);
+    }
+
+    /// The engine gave the request up without being asked to by this stream.
+    pub fn aborted(&mut self, error: &EngineError) {
+        self.law.engine_error(Detail::Aborted, error, None, self.out);
+    }
+
+    /// An id of the tokens the frame stands for. It goes with the next text.
+    pub fn token_id(&mut self, id: u64) {
+        self.law.pending_detail().ids.push(id);
+    }
+
+    /// What the engine says of a token's probability. It goes with the next text.
+    pub fn logprob(&mut self, logprob: Logprob) {
+        self.law.pending_detail().logprobs.push(logprob);
+    }
+
+    /// How many of the prompt's tokens the engine took from its cache.
+    pub fn cached_tokens_in(&mut self, tokens: u64) {
+        self.law.cached_tokens_in = Some(tokens);
+    }
+
+    /// The stop word or token id that was matched.
+    pub fn stop_reason(&mut self, matched: &str) {
+        self.law.stop_reason = Some(matched.into());
     }
 
     /// The frame belongs to an answer other than the first.
@@ -468,9 +500,13 @@ struct Law {
     /// Those of them that no event stands for yet.
     tokens_pending: u64,
     tokens_source: UsageSource,
+    /// What the engine has said of tokens that no event stands for yet.
+    pending_detail: Option<Box<TokenDetail>>,
     tokens_in: Option<u64>,
+    cached_tokens_in: Option<u64>,
     engine_tokens_out: Option<u64>,
     finish_reason: Option<(FinishReason, Option<Box<str>>)>,
+    stop_reason: Option<Box<str>>,
     dropped_after_end: u64,
     dropped_choices: u64,
 }
@@ -487,9 +523,12 @@ impl Law {
             tokens_seen: 0,
             tokens_pending: 0,
             tokens_source: UsageSource::Counted,
+            pending_detail: None,
             tokens_in: None,
+            cached_tokens_in: None,
             engine_tokens_out: None,
             finish_reason: None,
+            stop_reason: None,
             dropped_after_end: 0,
             dropped_choices: 0,
         }
@@ -497,6 +536,10 @@ impl Law {
 
     fn is_started(&self) -> bool {
         self.state == State::Started
+    }
+
+    fn pending_detail(&mut self) -> &mut TokenDetail {
+        self.pending_detail.get_or_insert_default()
     }
 
     fn is_terminal(&self) -> bool {
@@ -517,7 +560,7 @@ impl Law {
             // servers without any.
             SseItem::UnknownLine(line) if line.starts_with("error:") || line.starts_with('{') => {
                 if let Some(error) = EngineError::from_field_line(line) {
-                    self.engine_error(&error, None, out);
+                    self.engine_error(Detail::EngineRejected, &error, None, out);
                 }
             }
             SseItem::UnknownLine(_) => {}
@@ -540,7 +583,8 @@ impl Law {
             return;
         }
         if event.event == "error" {
-            self.engine_error(&EngineError::from_error_value(event.data), None, out);
+            let error = EngineError::from_error_value(event.data);
+            self.engine_error(Detail::EngineRejected, &error, None, out);
             return;
         }
         let mut sink = FrameSink { law: self, out, now };
@@ -580,8 +624,10 @@ impl Law {
             tokens_out: self.engine_tokens_out.unwrap_or(self.tokens_seen),
             decode_ms: self.clocks.decode_ms(now),
             tokens_in: self.tokens_in,
+            cached_tokens_in: self.cached_tokens_in,
             finish_reason,
             finish_reason_raw,
+            stop_reason: self.stop_reason.take(),
             latency_first_token_ms: self.clocks.latency_first_token_ms(),
             usage_source: Some(usage_source),
             seed: self.config.started.seed,
@@ -593,12 +639,13 @@ impl Law {
 
     fn engine_error(
         &mut self,
+        fallback: Detail,
         error: &EngineError,
         retry_after_ms: Option<u64>,
         out: &mut Vec<TokenEvent>,
     ) {
         let StreamConfig { started, rules, redactor, .. } = &self.config;
-        let mut error = rules.classify(&started.engine, error, self.phase(), redactor);
+        let mut error = rules.classify_or(fallback, &started.engine, error, self.phase(), redactor);
         error.retry_after_ms = retry_after_ms;
         self.complete_error(&mut error);
         self.terminate(TokenEvent::Error(Box::new(error)), out);

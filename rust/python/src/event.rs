@@ -6,7 +6,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 use worker_adapters_core::event::{
-    End, FinishReason, Score, Started, Token, TokenEvent, UsageSource, Value,
+    End, FinishReason, Logprob, Score, Started, Token, TokenEvent, UsageSource, Value,
 };
 
 use crate::errors::to_python;
@@ -90,6 +90,29 @@ impl PyTokenEvent {
     #[getter]
     fn channel(&self) -> Option<&'static str> {
         self.token().map(|token| token.channel.as_str())
+    }
+
+    #[getter]
+    fn token_ids(&self) -> Option<Vec<u64>> {
+        let detail = self.token()?.detail.as_ref()?;
+        (!detail.ids.is_empty()).then(|| detail.ids.clone())
+    }
+
+    #[getter]
+    fn logprobs<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyList>>> {
+        let detail = self.token().and_then(|token| token.detail.as_ref());
+        let logprobs = detail.map(|detail| &detail.logprobs).filter(|list| !list.is_empty());
+        logprobs.map(|list| logprob_list(py, list)).transpose()
+    }
+
+    #[getter]
+    fn cached_tokens_in(&self) -> Option<u64> {
+        self.end()?.cached_tokens_in
+    }
+
+    #[getter]
+    fn stop_reason(&self) -> Option<&str> {
+        self.end()?.stop_reason.as_deref()
     }
 
     #[getter]
@@ -256,8 +279,27 @@ fn set_item(data: &Bound<'_, PyDict>, name: &'static str, value: Value<'_>) -> P
             data.set_item(name, vectors.collect::<PyResult<Vec<_>>>()?)
         }
         Value::Scores(scores) => data.set_item(name, score_list(py, scores)?),
+        Value::Ids(ids) => data.set_item(name, ids),
+        Value::Logprobs(logprobs) => data.set_item(name, logprob_list(py, logprobs)?),
         _ => data.set_item(name, py.None()),
     }
+}
+
+fn logprob_list<'py>(py: Python<'py>, logprobs: &[Logprob]) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for logprob in logprobs {
+        let entry = PyDict::new(py);
+        entry.set_item("token", &*logprob.token)?;
+        if let Some(id) = logprob.id {
+            entry.set_item("id", id)?;
+        }
+        entry.set_item("logprob", logprob.logprob)?;
+        if !logprob.top.is_empty() {
+            entry.set_item("top", logprob_list(py, &logprob.top)?)?;
+        }
+        list.append(entry)?;
+    }
+    Ok(list)
 }
 
 fn score_list<'py>(py: Python<'py>, scores: &[Score]) -> PyResult<Bound<'py, PyList>> {

@@ -13,9 +13,10 @@
 
 use std::ops::Range;
 
+use super::options::{DialectError, Pairs, WANTED, Wanted};
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
-use crate::event::{Channel, FinishReason};
+use crate::event::{Channel, FinishReason, Logprob};
 use crate::json::{JsonError, Kind, RawStr, Reader};
 use crate::sse::SseEvent;
 use crate::stream::{Count, FrameSink};
@@ -24,6 +25,7 @@ use crate::template::Template;
 /// Parser of `/completion` frames.
 #[derive(Debug, Default)]
 pub struct LlamaCpp {
+    wanted: Wanted,
     scratch: String,
     /// A partial frame's content, its one token id and `tokens_predicted`.
     template: Template<3>,
@@ -39,11 +41,15 @@ struct Frame<'a> {
     stop_type: Option<RawStr<'a>>,
     is_progress: bool,
     is_error: bool,
+    stopping_word: Option<RawStr<'a>>,
+    cached: Option<u64>,
+    ids: Vec<u64>,
+    logprobs: Vec<Logprob>,
     holes: [Option<Range<usize>>; 3],
 }
 
 impl<'a> Frame<'a> {
-    fn parse(text: &'a str) -> Result<Self, JsonError> {
+    fn parse(text: &'a str, wanted: Wanted) -> Result<Self, JsonError> {
         let mut frame = Self::default();
         let mut reader = Reader::new(text);
         reader.object(|key, reader| {
@@ -52,7 +58,10 @@ impl<'a> Frame<'a> {
                     frame.content = reader.string_or_null()?;
                     frame.holes[0] = frame.content.map(|text| reader.string_span(text));
                 }
-                "tokens" => frame.holes[1] = single_number(reader)?,
+                "tokens" => frame.holes[1] = frame.read_ids(reader, wanted)?,
+                "completion_probabilities" if wanted.logprobs => {
+                    frame.logprobs = super::logprobs::read_entries(reader)?;
+                }
                 "index" => frame.index = reader.u64_or_null()?.unwrap_or(0),
                 "stop" => frame.stop = !reader.take_null()? && reader.bool()?,
                 "tokens_predicted" => {
@@ -61,6 +70,8 @@ impl<'a> Frame<'a> {
                 }
                 "tokens_evaluated" => frame.tokens_evaluated = reader.u64_or_null()?,
                 "stop_type" => frame.stop_type = reader.string_or_null()?,
+                "stopping_word" => frame.stopping_word = reader.string_or_null()?,
+                "timings" => frame.cached = read_cached(reader)?,
                 "prompt_progress" => {
                     frame.is_progress = !reader.take_null()?;
                     if frame.is_progress {
@@ -80,6 +91,32 @@ impl<'a> Frame<'a> {
         reader.end()?;
         Ok(frame)
     }
+
+    /// Reads `tokens`; where its one number stands, if it is a list of one.
+    fn read_ids(
+        &mut self,
+        reader: &mut Reader<'a>,
+        wanted: Wanted,
+    ) -> Result<Option<Range<usize>>, JsonError> {
+        if reader.peek()? != Kind::Array {
+            return reader.skip().map(|()| None);
+        }
+        self.ids.clear();
+        let mut hole = None;
+        reader.array(|at, reader| {
+            if reader.peek()? != Kind::Number {
+                hole = None;
+                return reader.skip();
+            }
+            let number = reader.number()?;
+            if wanted.token_ids {
+                self.ids.extend(number.parse::<u64>());
+            }
+            hole = (at == 0).then(|| reader.number_span());
+            Ok(())
+        })?;
+        Ok(hole)
+    }
 }
 
 impl FrameParser for LlamaCpp {
@@ -87,7 +124,7 @@ impl FrameParser for LlamaCpp {
         if self.repeats(event.data, sink) {
             return Ok(());
         }
-        let frame = Frame::parse(event.data)?;
+        let frame = Frame::parse(event.data, self.wanted)?;
         if frame.is_error {
             sink.error(&EngineError::from_error_value(event.data));
             return Ok(());
@@ -109,6 +146,11 @@ impl FrameParser for LlamaCpp {
             None if !text.is_empty() => sink.tokens(Count::More(1)),
             None => {}
         }
+        // A progress frame lists an id that is none.
+        if !frame.is_progress {
+            frame.ids.iter().for_each(|id| sink.token_id(*id));
+        }
+        frame.logprobs.into_iter().for_each(|logprob| sink.logprob(logprob));
         sink.text(Channel::Content, text);
         if frame.stop {
             if let Some(tokens) = frame.tokens_evaluated {
@@ -117,9 +159,15 @@ impl FrameParser for LlamaCpp {
             if let Some(tokens) = frame.tokens_predicted {
                 sink.tokens_out(tokens);
             }
+            if let Some(tokens) = frame.cached {
+                sink.cached_tokens_in(tokens);
+            }
+            if let Some(word) = frame.stopping_word.filter(|word| !word.is_empty()) {
+                sink.stop_reason(word.value_in(&mut self.scratch));
+            }
             if let Some(raw) = frame.stop_type {
                 let raw = raw.value_in(&mut self.scratch);
-                sink.finish_reason(finish_reason(raw), raw);
+                sink.finish_reason(FinishReason::from_engine(raw), raw);
             }
             sink.end();
         } else if let ([Some(content), Some(token), Some(predicted)], false) =
@@ -132,41 +180,48 @@ impl FrameParser for LlamaCpp {
 }
 
 impl LlamaCpp {
+    pub(crate) fn new(options: Pairs<'_>) -> Result<Self, DialectError> {
+        let mut wanted = Wanted::default();
+        for (option, value) in options {
+            if !wanted.take(option, value)? {
+                let option = option.to_owned();
+                let (dialect, known) = ("llamacpp", &WANTED);
+                return Err(DialectError::UnknownOption { dialect, option, known });
+            }
+        }
+        Ok(Self { wanted, ..Self::default() })
+    }
+
     /// Reads a frame that differs from the last partial one in nothing but content and counts.
     fn repeats(&mut self, data: &str, sink: &mut FrameSink<'_>) -> bool {
-        let Some((text, predicted)) = self.template.compare(data).and_then(|mut frame| {
+        let Some((text, id, predicted)) = self.template.compare(data).and_then(|mut frame| {
             let text = frame.text()?;
-            frame.number()?;
+            let id = frame.number()?;
             let predicted = frame.number()?;
-            frame.is_end().then_some((text, predicted))
+            frame.is_end().then_some((text, id, predicted))
         }) else {
             return false;
         };
         sink.tokens(Count::Total(predicted));
+        if self.wanted.token_ids {
+            sink.token_id(id);
+        }
         sink.text(Channel::Content, text.value_in(&mut self.scratch));
         true
     }
 }
 
-/// Skips the value of `tokens`; where its one number stands, if it is a list of one.
-fn single_number(reader: &mut Reader<'_>) -> Result<Option<Range<usize>>, JsonError> {
-    if reader.peek()? != Kind::Array {
-        return reader.skip().map(|()| None);
+/// `timings.cache_n`, the prompt tokens taken from the cache.
+fn read_cached(reader: &mut Reader<'_>) -> Result<Option<u64>, JsonError> {
+    let mut cached = None;
+    if !reader.take_null()? {
+        reader.object(|key, reader| {
+            match key {
+                "cache_n" => cached = reader.u64_or_null()?,
+                _ => reader.skip()?,
+            }
+            Ok(())
+        })?;
     }
-    let mut number = None;
-    reader.array(|at, reader| {
-        let is_number = reader.peek()? == Kind::Number;
-        reader.skip()?;
-        number = (at == 0 && is_number).then(|| reader.number_span());
-        Ok(())
-    })?;
-    Ok(number)
-}
-
-fn finish_reason(stop_type: &str) -> FinishReason {
-    match stop_type {
-        "eos" | "word" => FinishReason::Stop,
-        "limit" => FinishReason::Length,
-        _ => FinishReason::Unknown,
-    }
+    Ok(cached)
 }

@@ -1,16 +1,29 @@
 //! Wire dialects: how engines write their frames, one file per dialect, not per engine.
 
+mod cumulative;
+mod field_map;
 mod llamacpp;
+mod logprobs;
 mod openai;
+mod options;
+mod sglang;
+mod tgi;
+mod triton;
 
-use std::fmt;
+use std::borrow::Cow;
 
+pub use field_map::FieldMap;
 pub use llamacpp::LlamaCpp;
 pub use openai::OpenAi;
+pub use options::{DialectError, TextMode};
+pub use sglang::SgLang;
+pub use tgi::Tgi;
+pub use triton::Triton;
 
-use crate::json::JsonError;
+use crate::json::{JsonError, RawStr, Reader};
 use crate::sse::SseEvent;
 use crate::stream::FrameSink;
+use options::Pairs;
 
 /// Turns an engine's frames into what they mean.
 ///
@@ -62,6 +75,10 @@ pub trait FrameParser {
     /// error. An error that the engine reports is no such fault: it goes to [`FrameSink::error`].
     fn frame(&mut self, frame: &SseEvent<'_>, sink: &mut FrameSink<'_>) -> Result<(), JsonError>;
 
+    /// The body has ended, its HTTP framing whole, after at least one frame was accepted. A dialect
+    /// without a finish signal of its own calls [`FrameSink::end`] here.
+    fn body_end(&mut self, _sink: &mut FrameSink<'_>) {}
+
     /// Data that ends the stream even where the body ends before its blank line.
     fn end_marker(&self) -> Option<&'static str> {
         None
@@ -76,63 +93,41 @@ pub enum Dialect {
     LlamaCpp(LlamaCpp),
     /// OpenAI's completions and chat completions, as spoken by most servers.
     OpenAi(OpenAi),
+    /// SGLang's native `/generate`.
+    SgLang(SgLang),
+    /// Text Generation Inference's `/generate_stream`.
+    Tgi(Tgi),
+    /// Triton's `generate_stream` with TensorRT-LLM.
+    Triton(Triton),
+    /// Any other, by a map of its fields.
+    FieldMap(FieldMap),
 }
-
-/// Why a dialect cannot be had.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum DialectError {
-    /// No dialect or engine has this name.
-    UnknownName(String),
-    /// The dialect has no such option.
-    UnknownOption {
-        /// The dialect.
-        dialect: &'static str,
-        /// The option.
-        option: String,
-    },
-}
-
-impl fmt::Display for DialectError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnknownName(name) => {
-                write!(f, "unknown engine {name:?}; known are {}", Dialect::NAMES.join(", "))
-            }
-            Self::UnknownOption { dialect, option } => {
-                write!(f, "the dialect {dialect} has no option {option:?}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for DialectError {}
 
 impl Dialect {
     /// The names of all dialects, sorted.
-    pub const NAMES: &'static [&'static str] = &["llamacpp", "openai"];
+    pub const NAMES: &'static [&'static str] =
+        &["field_map", "llamacpp", "openai", "sglang", "tgi", "triton"];
 
-    /// The dialect of that name, fresh for one stream.
+    /// The dialect of that name, fresh for one stream. Options are pairs of name and value; every
+    /// dialect takes `token_ids` and `logprobs` (`true` or `false`), some take more.
     ///
     /// # Errors
     ///
-    /// [`DialectError`] for an unknown name or option.
+    /// [`DialectError`] for an unknown name or option, or a value the option does not take.
     pub fn new<'o>(
         name: &str,
         options: impl IntoIterator<Item = (&'o str, &'o str)>,
     ) -> Result<Self, DialectError> {
-        let dialect = match name {
-            "llamacpp" => Self::LlamaCpp(LlamaCpp::default()),
-            "openai" => Self::OpenAi(OpenAi::default()),
+        let options: Pairs<'_> = options.into_iter().collect();
+        Ok(match name {
+            "llamacpp" => Self::LlamaCpp(LlamaCpp::new(options)?),
+            "openai" => Self::OpenAi(OpenAi::new(options)?),
+            "sglang" => Self::SgLang(SgLang::new(options)?),
+            "tgi" => Self::Tgi(Tgi::new(options)?),
+            "triton" => Self::Triton(Triton::new(options)?),
+            "field_map" => Self::FieldMap(FieldMap::new(options)?),
             _ => return Err(DialectError::UnknownName(name.to_owned())),
-        };
-        match options.into_iter().next() {
-            None => Ok(dialect),
-            Some((option, _)) => Err(DialectError::UnknownOption {
-                dialect: dialect.name(),
-                option: option.to_owned(),
-            }),
-        }
+        })
     }
 
     /// The dialect's name.
@@ -141,24 +136,46 @@ impl Dialect {
         match self {
             Self::LlamaCpp(_) => "llamacpp",
             Self::OpenAi(_) => "openai",
+            Self::SgLang(_) => "sglang",
+            Self::Tgi(_) => "tgi",
+            Self::Triton(_) => "triton",
+            Self::FieldMap(_) => "field_map",
         }
     }
 }
 
-impl FrameParser for Dialect {
-    fn frame(&mut self, frame: &SseEvent<'_>, sink: &mut FrameSink<'_>) -> Result<(), JsonError> {
-        match self {
-            Self::LlamaCpp(parser) => parser.frame(frame, sink),
-            Self::OpenAi(parser) => parser.frame(frame, sink),
+/// Calls a method of whichever dialect it is.
+macro_rules! each {
+    ($dialect:expr, $parser:ident => $call:expr) => {
+        match $dialect {
+            Dialect::LlamaCpp($parser) => $call,
+            Dialect::OpenAi($parser) => $call,
+            Dialect::SgLang($parser) => $call,
+            Dialect::Tgi($parser) => $call,
+            Dialect::Triton($parser) => $call,
+            Dialect::FieldMap($parser) => $call,
         }
+    };
+}
+
+impl FrameParser for Dialect {
+    #[inline]
+    fn frame(&mut self, frame: &SseEvent<'_>, sink: &mut FrameSink<'_>) -> Result<(), JsonError> {
+        each!(self, parser => parser.frame(frame, sink))
+    }
+
+    fn body_end(&mut self, sink: &mut FrameSink<'_>) {
+        each!(self, parser => parser.body_end(sink));
     }
 
     fn end_marker(&self) -> Option<&'static str> {
-        match self {
-            Self::LlamaCpp(parser) => parser.end_marker(),
-            Self::OpenAi(parser) => parser.end_marker(),
-        }
+        each!(self, parser => parser.end_marker())
     }
+}
+
+/// A JSON value as text: a string's value, anything else as sent.
+fn plain_value(raw: &str) -> Cow<'_, str> {
+    Reader::new(raw).string().map_or(Cow::Borrowed(raw), RawStr::value)
 }
 
 #[cfg(test)]
@@ -168,7 +185,8 @@ mod tests {
     #[test]
     fn every_name_is_a_dialect_of_that_name() {
         for name in Dialect::NAMES {
-            assert_eq!(Dialect::new(name, []).unwrap().name(), *name);
+            let needed = (*name == "field_map").then_some(("text_pointer", "/text"));
+            assert_eq!(Dialect::new(name, needed).unwrap().name(), *name);
         }
         assert!(Dialect::NAMES.is_sorted());
     }
@@ -176,7 +194,7 @@ mod tests {
     #[test]
     fn unknown_names_and_options_are_refused() {
         let error = Dialect::new("gpt", []).unwrap_err();
-        assert!(error.to_string().contains("llamacpp, openai"), "{error}");
+        assert!(error.to_string().contains("llamacpp, openai, sglang"), "{error}");
         assert!(Dialect::new("openai", [("text", "delta")]).is_err());
     }
 }

@@ -13,19 +13,21 @@
 
 use std::ops::Range;
 
+use super::options::{DialectError, Pairs, WANTED, Wanted};
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
-use crate::event::{Channel, FinishReason};
+use crate::event::{Channel, FinishReason, Logprob};
 use crate::json::{JsonError, Kind, RawStr, Reader};
 use crate::sse::SseEvent;
 use crate::stream::{Count, FrameSink};
 use crate::template::Template;
 
-const DONE: &str = "[DONE]";
+pub(crate) const DONE: &str = "[DONE]";
 
 /// Parser of `text_completion` and `chat.completion.chunk` objects.
 #[derive(Debug)]
 pub struct OpenAi {
+    wanted: Wanted,
     scratch: String,
     /// A token's chunk: its text, in the channel beside.
     template: Template<1>,
@@ -35,6 +37,7 @@ pub struct OpenAi {
 impl Default for OpenAi {
     fn default() -> Self {
         Self {
+            wanted: Wanted::default(),
             scratch: String::new(),
             template: Template::default(),
             template_channel: Channel::Content,
@@ -64,6 +67,12 @@ struct Choice<'a> {
     text: Option<Placed<'a>>,
     delta: Delta<'a>,
     finish_reason: Option<RawStr<'a>>,
+    /// The stop word or token id that was matched, as sent.
+    matched: Option<&'a str>,
+    /// How many ids the chunk lists.
+    id_count: Option<u64>,
+    ids: Vec<u64>,
+    logprobs: Vec<Logprob>,
 }
 
 #[derive(Default)]
@@ -77,11 +86,12 @@ struct Delta<'a> {
 #[derive(Clone, Copy, Default)]
 struct Usage {
     tokens_in: Option<u64>,
+    cached_tokens_in: Option<u64>,
     tokens_out: Option<u64>,
 }
 
 impl<'a> Chunk<'a> {
-    fn parse(text: &'a str) -> Result<Self, JsonError> {
+    fn parse(text: &'a str, wanted: Wanted) -> Result<Self, JsonError> {
         let mut chunk = Self::default();
         let (mut has_choices, mut has_detail) = (false, false);
         let mut reader = Reader::new(text);
@@ -89,7 +99,7 @@ impl<'a> Chunk<'a> {
             match key {
                 "choices" => {
                     has_choices = true;
-                    chunk.read_choices(reader)?;
+                    chunk.read_choices(reader, wanted)?;
                 }
                 "usage" => chunk.usage = Usage::read(reader)?,
                 "model" if reader.peek()? == Kind::String => chunk.model = Some(reader.string()?),
@@ -113,14 +123,14 @@ impl<'a> Chunk<'a> {
         Ok(chunk)
     }
 
-    fn read_choices(&mut self, reader: &mut Reader<'a>) -> Result<(), JsonError> {
+    fn read_choices(&mut self, reader: &mut Reader<'a>, wanted: Wanted) -> Result<(), JsonError> {
         self.choice = None;
         self.other_choices = 0;
         if reader.take_null()? {
             return Ok(());
         }
         reader.array(|at, reader| {
-            let choice = Choice::read(reader)?;
+            let choice = Choice::read(reader, wanted)?;
             if choice.index.unwrap_or(at as u64) == 0 {
                 self.choice = Some(choice);
             } else {
@@ -132,19 +142,49 @@ impl<'a> Chunk<'a> {
 }
 
 impl<'a> Choice<'a> {
-    fn read(reader: &mut Reader<'a>) -> Result<Self, JsonError> {
+    fn read(reader: &mut Reader<'a>, wanted: Wanted) -> Result<Self, JsonError> {
         let mut choice = Self::default();
         reader.object(|key, reader| {
             match key {
                 "index" => choice.index = reader.u64_or_null()?,
                 "text" => choice.text = placed(reader)?,
                 "delta" => choice.delta = Delta::read(reader)?,
-                "finish_reason" => choice.finish_reason = reader.string_or_null()?,
+                "finish_reason" => {
+                    // TGI and Ollama say "" until there is one.
+                    choice.finish_reason =
+                        reader.string_or_null()?.filter(|reason| !reason.is_empty());
+                }
+                "stop_reason" | "matched_stop" => {
+                    choice.matched = Some(reader.raw_value()?).filter(|value| *value != "null");
+                }
+                "token_ids" => choice.read_ids(reader, wanted)?,
+                "logprobs" if wanted.logprobs => {
+                    choice.logprobs = super::logprobs::read_openai(reader)?;
+                }
                 _ => reader.skip()?,
             }
             Ok(())
         })?;
         Ok(choice)
+    }
+
+    fn read_ids(&mut self, reader: &mut Reader<'a>, wanted: Wanted) -> Result<(), JsonError> {
+        self.id_count = None;
+        self.ids.clear();
+        if reader.take_null()? {
+            return Ok(());
+        }
+        let mut count = 0;
+        reader.array(|_, reader| {
+            count += 1;
+            let id = reader.u64_or_null()?;
+            if wanted.token_ids {
+                self.ids.extend(id);
+            }
+            Ok(())
+        })?;
+        self.id_count = Some(count);
+        Ok(())
     }
 }
 
@@ -191,6 +231,16 @@ impl Usage {
             match key {
                 "prompt_tokens" => usage.tokens_in = reader.u64_or_null()?,
                 "completion_tokens" => usage.tokens_out = reader.u64_or_null()?,
+                "prompt_tokens_details" if !reader.take_null()? => {
+                    reader.object(|key, reader| {
+                        match key {
+                            "cached_tokens" => usage.cached_tokens_in = reader.u64_or_null()?,
+                            _ => reader.skip()?,
+                        }
+                        Ok(())
+                    })?;
+                }
+                "prompt_tokens_details" => {}
                 _ => reader.skip()?,
             }
             Ok(())
@@ -209,7 +259,7 @@ impl FrameParser for OpenAi {
         if self.repeats(event.data, sink) {
             return Ok(());
         }
-        let chunk = Chunk::parse(event.data)?;
+        let chunk = Chunk::parse(event.data, self.wanted)?;
         if chunk.is_error {
             sink.error(&EngineError::from_error_value(event.data));
             return Ok(());
@@ -230,6 +280,9 @@ impl FrameParser for OpenAi {
             if let Some(tokens) = usage.tokens_in {
                 sink.tokens_in(tokens);
             }
+            if let Some(tokens) = usage.cached_tokens_in {
+                sink.cached_tokens_in(tokens);
+            }
             if let Some(tokens) = usage.tokens_out {
                 sink.tokens_out(tokens);
             }
@@ -244,9 +297,16 @@ impl FrameParser for OpenAi {
         match chunk.usage.and_then(|usage| usage.tokens_out) {
             // On a last chunk it counts the tokens that had no text, too.
             Some(total) if has_text || is_held => sink.tokens(Count::Total(total)),
-            None if has_text || is_held => sink.tokens(Count::More(1)),
+            _ if choice.id_count.is_some() => {
+                sink.tokens(Count::More(choice.id_count.unwrap_or_default()));
+            }
+            None if has_text || is_held => {
+                sink.tokens(Count::More((choice.logprobs.len() as u64).max(1)));
+            }
             _ => {}
         }
+        choice.ids.iter().for_each(|id| sink.token_id(*id));
+        choice.logprobs.into_iter().for_each(|logprob| sink.logprob(logprob));
         if let Some((text, _)) = &reasoning {
             sink.text(Channel::Reasoning, text.value_in(&mut self.scratch));
         }
@@ -256,9 +316,15 @@ impl FrameParser for OpenAi {
         if let Some(calls) = tool_calls {
             sink.text(Channel::Tool, calls);
         }
+        if let Some(matched) = choice.matched {
+            sink.stop_reason(&super::plain_value(matched));
+        }
         if let Some(raw) = choice.finish_reason {
-            let raw = raw.value_in(&mut self.scratch);
-            sink.finish_reason(finish_reason(raw), raw);
+            match raw.value_in(&mut self.scratch) {
+                // The engine was stopped, or failed; it is not the model that ended.
+                "abort" | "error" => sink.aborted(&EngineError::default()),
+                raw => sink.finish_reason(FinishReason::from_engine(raw), raw),
+            }
         } else if !has_role
             && tool_calls.is_none()
             && chunk.usage.is_none()
@@ -281,6 +347,18 @@ impl FrameParser for OpenAi {
 }
 
 impl OpenAi {
+    pub(crate) fn new(options: Pairs<'_>) -> Result<Self, DialectError> {
+        let mut wanted = Wanted::default();
+        for (option, value) in options {
+            if !wanted.take(option, value)? {
+                let option = option.to_owned();
+                let (dialect, known) = ("openai", &WANTED);
+                return Err(DialectError::UnknownOption { dialect, option, known });
+            }
+        }
+        Ok(Self { wanted, ..Self::default() })
+    }
+
     /// Reads a chunk that differs from the last token's in nothing but its text.
     fn repeats(&mut self, data: &str, sink: &mut FrameSink<'_>) -> bool {
         let Some(text) = self.template.compare(data).and_then(|mut chunk| {
@@ -292,15 +370,5 @@ impl OpenAi {
         sink.tokens(Count::More(1));
         sink.text(self.template_channel, text.value_in(&mut self.scratch));
         true
-    }
-}
-
-fn finish_reason(raw: &str) -> FinishReason {
-    match raw {
-        "stop" => FinishReason::Stop,
-        "length" => FinishReason::Length,
-        "content_filter" => FinishReason::ContentFilter,
-        "tool_calls" | "function_call" => FinishReason::ToolCalls,
-        _ => FinishReason::Unknown,
     }
 }

@@ -1,0 +1,164 @@
+//! Text Generation Inference's `/generate_stream`, from its source (0.9 to 3.3).
+//!
+//! * One frame per token: `token {id, text, logprob, special}`. Special tokens are counted, their
+//!   text is no part of the answer.
+//! * The last frame is the one whose `generated_text` is not null. Its `details` say why it ended
+//!   and how many tokens there were, if the request asked for them. There is no `[DONE]`.
+//! * Every error comes inside a 200, as `{"error", "error_type"}`.
+
+use super::options::{DialectError, Pairs, WANTED, Wanted};
+use crate::dialects::FrameParser;
+use crate::engine_error::EngineError;
+use crate::event::{Channel, FinishReason, Logprob};
+use crate::json::{JsonError, Kind, RawStr, Reader};
+use crate::sse::SseEvent;
+use crate::stream::{Count, FrameSink};
+
+/// Parser of `StreamResponse` frames.
+#[derive(Debug, Default)]
+pub struct Tgi {
+    wanted: Wanted,
+    scratch: String,
+}
+
+#[derive(Default)]
+struct Frame<'a> {
+    token: Option<Token<'a>>,
+    top: Vec<Logprob>,
+    is_last: bool,
+    details: Details<'a>,
+    is_error: bool,
+}
+
+#[derive(Default)]
+struct Token<'a> {
+    id: Option<u64>,
+    text: Option<RawStr<'a>>,
+    logprob: Option<f64>,
+    special: bool,
+}
+
+#[derive(Default)]
+struct Details<'a> {
+    finish_reason: Option<RawStr<'a>>,
+    generated_tokens: Option<u64>,
+    input_length: Option<u64>,
+}
+
+impl Tgi {
+    pub(crate) fn new(options: Pairs<'_>) -> Result<Self, DialectError> {
+        let mut wanted = Wanted::default();
+        for (option, value) in options {
+            if !wanted.take(option, value)? {
+                let option = option.to_owned();
+                return Err(DialectError::UnknownOption { dialect: "tgi", option, known: &WANTED });
+            }
+        }
+        Ok(Self { wanted, ..Self::default() })
+    }
+
+    fn parse<'a>(&self, text: &'a str) -> Result<Frame<'a>, JsonError> {
+        let mut frame = Frame::default();
+        let mut reader = Reader::new(text);
+        reader.object(|key, reader| {
+            match key {
+                "token" => frame.token = Token::read(reader)?,
+                "top_tokens" if self.wanted.logprobs && reader.peek()? == Kind::Array => {
+                    frame.top = super::logprobs::read_entries(reader)?;
+                }
+                "generated_text" => frame.is_last = reader.string_or_null()?.is_some(),
+                "details" => frame.details = Details::read(reader)?,
+                "error" => {
+                    frame.is_error = !reader.take_null()?;
+                    if frame.is_error {
+                        reader.skip()?;
+                    }
+                }
+                _ => reader.skip()?,
+            }
+            Ok(())
+        })?;
+        reader.end()?;
+        Ok(frame)
+    }
+}
+
+impl<'a> Token<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Option<Self>, JsonError> {
+        if reader.take_null()? {
+            return Ok(None);
+        }
+        let mut token = Self::default();
+        reader.object(|key, reader| {
+            match key {
+                "id" => token.id = reader.u64_or_null()?,
+                "text" => token.text = reader.string_or_null()?,
+                "logprob" => token.logprob = reader.f64_or_null()?,
+                "special" => token.special = !reader.take_null()? && reader.bool()?,
+                _ => reader.skip()?,
+            }
+            Ok(())
+        })?;
+        Ok(Some(token))
+    }
+}
+
+impl<'a> Details<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, JsonError> {
+        let mut details = Self::default();
+        if reader.take_null()? {
+            return Ok(details);
+        }
+        reader.object(|key, reader| {
+            match key {
+                "finish_reason" => details.finish_reason = reader.string_or_null()?,
+                "generated_tokens" => details.generated_tokens = reader.u64_or_null()?,
+                "input_length" => details.input_length = reader.u64_or_null()?,
+                _ => reader.skip()?,
+            }
+            Ok(())
+        })?;
+        Ok(details)
+    }
+}
+
+impl FrameParser for Tgi {
+    fn frame(&mut self, event: &SseEvent<'_>, sink: &mut FrameSink<'_>) -> Result<(), JsonError> {
+        let frame = self.parse(event.data)?;
+        if frame.is_error {
+            sink.error(&EngineError::from_error_value(event.data));
+            return Ok(());
+        }
+        sink.accept();
+        if let Some(token) = frame.token {
+            sink.tokens(Count::More(1));
+            if let (Some(id), true) = (token.id, self.wanted.token_ids) {
+                sink.token_id(id);
+            }
+            let text = token.text.map_or("", |text| text.value_in(&mut self.scratch));
+            if self.wanted.logprobs {
+                let mut logprob = Logprob::new(text, token.id, token.logprob);
+                logprob.top = frame.top;
+                sink.logprob(logprob);
+            }
+            if !token.special {
+                sink.text(Channel::Content, text);
+            }
+        }
+        if frame.is_last {
+            let details = frame.details;
+            if let Some(tokens) = details.input_length {
+                sink.tokens_in(tokens);
+            }
+            if let Some(tokens) = details.generated_tokens {
+                sink.tokens_out(tokens);
+            }
+            if let Some(raw) = details.finish_reason {
+                let raw = raw.value_in(&mut self.scratch);
+                sink.finish_reason(FinishReason::from_engine(raw), raw);
+            }
+            sink.end();
+        }
+        Ok(())
+    }
+}
