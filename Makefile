@@ -62,9 +62,10 @@ quick: $(call stamp,DEV) $(BUILT) ## run the Python tests that need no engine an
 	$(BIN)/python -m pytest -m 'not real and not slow' $(ARGS)
 
 .PHONY: lint
-lint: $(call stamp,DEV) $(BUILT) ## check format, lints, types and the stub
+lint: $(call stamp,DEV) $(BUILT) ## check format, lints, types, doc links and the stub
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked --quiet
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -115,5 +116,5 @@ endef
 $(foreach list,RUN DEV BENCH,$(eval $(call install,$(list))))
 
 $(BUILT): $(call stamp,RUN) $(RUST_SOURCES)
-	$(BIN)/maturin develop --quiet --release --locked
+	PIP_QUIET=1 $(BIN)/maturin develop --quiet --release --locked
 	@touch $@
