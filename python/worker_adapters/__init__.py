@@ -26,7 +26,6 @@ from worker_adapters.adapter import TokenStream, WorkerAdapter
 from worker_adapters.contract import (
     CancelReceipt,
     Collected,
-    Extensions,
     Placement,
     RerankScore,
     SamplerProfile,
@@ -46,6 +45,17 @@ from worker_adapters.errors import (
     WorkerError,
     WorkerReset,
 )
+from worker_adapters.extensions import (
+    ChatMessage,
+    Constraint,
+    Extensions,
+    ImagePart,
+    Sampling,
+    TaskExtensions,
+    TextPart,
+    Tool,
+    ToolCall,
+)
 
 if TYPE_CHECKING:
     from worker_adapters.engines.llamacpp import LlamaCppAdapter
@@ -53,11 +63,14 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterError",
     "CancelReceipt",
+    "ChatMessage",
     "Collected",
+    "Constraint",
     "DeadlineUnmet",
     "DecodeTimeout",
     "ErrorRules",
     "Extensions",
+    "ImagePart",
     "InternalError",
     "LlamaCppAdapter",
     "Placement",
@@ -65,14 +78,19 @@ __all__ = [
     "Redactor",
     "RerankScore",
     "SamplerProfile",
+    "Sampling",
     "SseDecoder",
     "SseEvent",
     "StreamDecoder",
     "SubmitContext",
+    "TaskExtensions",
     "TaskRequest",
+    "TextPart",
     "Timeouts",
     "TokenEvent",
     "TokenStream",
+    "Tool",
+    "ToolCall",
     "WorkerAdapter",
     "WorkerError",
     "WorkerHealth",

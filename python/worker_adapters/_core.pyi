@@ -113,7 +113,9 @@ class TokenEvent:
     @property
     def finish_reason(
         self,
-    ) -> Literal["stop", "length", "cancelled", "content_filter", "tool_calls", "unknown"] | None: ...
+    ) -> (
+        Literal["stop", "length", "cancelled", "content_filter", "tool_calls", "unknown"] | None
+    ): ...
     @property
     def finish_reason_raw(self) -> str | None: ...
     @property
@@ -219,7 +221,13 @@ class StreamDecoder:
     def finish(self, now: float, complete: bool = True) -> list[TokenEvent]:
         """The body has ended; ``complete`` says whether HTTP framing was whole."""
     def fail(
-        self, detail: str, phase: str, now: float, *, message: str = "", processed: str | None = None
+        self,
+        detail: str,
+        phase: str,
+        now: float,
+        *,
+        message: str = "",
+        processed: str | None = None,
     ) -> list[TokenEvent]:
         """The transport failed. ``detail`` and ``phase`` are words of the closed sets."""
     def cancel(self, now: float) -> list[TokenEvent]:
@@ -241,7 +249,7 @@ class StreamDecoder:
         """A unary answer (embedding, rerank) came: ``started`` and ``end`` at once."""
     @property
     def phase(self) -> str:
-        """Where the stream is: ``queue``, ``write``, ``head``, ``first_token``, ``stream``, ``drain``."""
+        """Where the stream is: ``queue``, ``head``, ``first_token``, ``stream`` or ``drain``."""
     @property
     def is_terminal(self) -> bool:
         """Whether the terminal event has been produced."""

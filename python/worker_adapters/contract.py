@@ -14,10 +14,7 @@ from uuid import UUID
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationInfo,
     field_validator,
@@ -25,13 +22,24 @@ from pydantic import (
     model_validator,
 )
 
+from worker_adapters._model import (
+    Contract,
+    Count32,
+    HeaderText,
+    Int64,
+    LineText,
+    Name,
+    Text,
+    one_line,
+)
+from worker_adapters.extensions import Extensions, Sampling, TaskExtensions
+
 if TYPE_CHECKING:
     from worker_adapters._core import TokenEvent
 
 __all__ = [
     "CancelReceipt",
     "Collected",
-    "Extensions",
     "Placement",
     "RerankScore",
     "SamplerProfile",
@@ -54,84 +62,6 @@ CONTRACT_ENGINES: Final = ("llamacpp", "vllm", "tgi", "triton")
 EXTENSION_ENGINES: Final = ("openai", "sglang")
 """Engines this project adds; a task may name one only where `Extensions` says so."""
 
-Int32 = Annotated[int, Field(strict=True, ge=-(2**31), lt=2**31)]
-Int64 = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
-Count32 = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-
-
-def _header_safe(value: str) -> str:
-    """Only what may stand in a header as it is: no CR, LF or NUL can slip into a request."""
-    if not value.isascii() or not value.isprintable():
-        raise ValueError("must be printable ASCII, because it is sent as an HTTP header")
-    return value
-
-
-def _one_line(value: str) -> str:
-    if any(ord(character) < 0x20 or ord(character) == 0x7F for character in value):
-        raise ValueError("must not contain control characters")
-    return value
-
-
-def _encodable(value: str) -> str:
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            # The original error holds the whole text.
-            raise ValueError("must be Unicode text, without lone surrogates") from None
-    return value
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-
-HeaderText = Annotated[
-    str, StringConstraints(min_length=1, max_length=256), AfterValidator(_header_safe)
-]
-LineText = Annotated[
-    str, StringConstraints(min_length=1, max_length=256), AfterValidator(_one_line)
-]
-
-
-class _Contract(BaseModel):
-    """Immutable, no unknown fields, and unset optionals left out when serialised."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        hide_input_in_errors=True,
-        protected_namespaces=(),
-        validate_default=True,
-    )
-
-    @model_serializer(mode="wrap")
-    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data: dict[str, Any] = handler(self)
-        return {name: value for name, value in data.items() if value is not None}
-
-
-class Extensions(BaseModel):
-    """Which additions to the contract an orchestrator has opted in to; none by default.
-
-    A task that names an extension engine is refused unless it is validated under one of these::
-
-        Extensions(engines=("openai",)).task_request(engine="openai", ...)
-        TaskRequest.model_validate(data, context=Extensions(engines=("openai",)))
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    engines: frozenset[Literal["openai", "sglang"]] = frozenset()
-    """Engine names beyond those of the contract that a task may ask for."""
-
-    def task_request(self, **fields: Any) -> "TaskRequest":
-        """Build a `TaskRequest` with these extensions allowed.
-
-        Raises pydantic's ValidationError as the constructor does.
-        """
-        return TaskRequest.model_validate(fields, context=self)
-
-
 # One row per scheme: what follows it, and how to say so when it does not.
 _MODEL_REFS: Final[Mapping[str, tuple[re.Pattern[str], str]]] = {
     "hf": (re.compile(r"[^/\s]+(/[^/\s]+)+"), "hf:org/repo or hf:org/repo/path/file.gguf"),
@@ -145,7 +75,7 @@ _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 def _model_ref(value: str) -> str:
     """Check the form of a model reference; a message never repeats it, it may hold a token."""
-    _one_line(value)
+    one_line(value)
     scheme = _SCHEME.match(value)
     if scheme is None:
         if value.startswith("/"):
@@ -161,7 +91,7 @@ def _model_ref(value: str) -> str:
     return value
 
 
-class Placement(_Contract):
+class Placement(Contract):
     """Where the orchestrator wants a task to run; the adapter host acts on it, an adapter does not.
 
     ``mode="pin"`` needs ``pin_pool_id``.
@@ -181,7 +111,7 @@ class Placement(_Contract):
         return self
 
 
-class TaskRequest(_Contract):
+class TaskRequest(Contract):
     """One task, exactly as the orchestrator's contract has it.
 
     What a workload needs: ``completion`` a ``prompt`` and ``max_tokens`` of at least 1,
@@ -219,6 +149,8 @@ class TaskRequest(_Contract):
     kv_hint: Literal["reuse", "cold"] | None = None
     """Whether the engine may reuse its prompt cache."""
     placement: Placement | None = None
+    extensions: TaskExtensions | None = None
+    """What goes beyond the contract; see `Extensions`."""
 
     @field_validator("engine")
     @classmethod
@@ -235,12 +167,31 @@ class TaskRequest(_Contract):
             )
         raise ValueError(f"must be one of {', '.join(CONTRACT_ENGINES)}")
 
+    @field_validator("extensions")
+    @classmethod
+    def _allowed_extensions(
+        cls, value: TaskExtensions | None, info: ValidationInfo
+    ) -> TaskExtensions | None:
+        if value is None:
+            return None
+        allowed = info.context.features if isinstance(info.context, Extensions) else frozenset()
+        used = {name.partition(".")[0] for name in value.used()}
+        if refused := sorted(used - allowed):
+            raise ValueError(
+                f"{', '.join(refused)} is an extension of the contract; validate the task with "
+                f"Extensions(features={refused!r})"
+            )
+        return value
+
     @model_validator(mode="after")
     def _workload_has_its_text(self) -> Self:
         match self.workload:
             case "completion":
-                if self.prompt is None:
+                has_messages = self.extensions is not None and self.extensions.messages is not None
+                if self.prompt is None and not has_messages:
                     raise ValueError("workload 'completion' needs a prompt")
+                if self.prompt is not None and has_messages:
+                    raise ValueError("a completion has a prompt or messages, not both")
                 if self.max_tokens < 1:
                     raise ValueError("workload 'completion' needs max_tokens of at least 1")
             case "embedding":
@@ -254,7 +205,7 @@ class TaskRequest(_Contract):
         return self
 
 
-class SubmitContext(_Contract):
+class SubmitContext(Contract):
     """What the orchestrator knows about a task beyond its `TaskRequest`."""
 
     job_id: LineText | None = None
@@ -266,7 +217,7 @@ class SubmitContext(_Contract):
     """W3C trace context, forwarded as it is."""
 
 
-class WorkerHealth(_Contract):
+class WorkerHealth(Contract):
     """What `WorkerAdapter.health` found."""
 
     live: bool
@@ -277,7 +228,7 @@ class WorkerHealth(_Contract):
     """Why it is not ready: a stable word such as ``connect``, ``loading`` or ``unauthorized``."""
 
 
-class WorkerProps(_Contract):
+class WorkerProps(Contract):
     """How many tasks the engine can run at once, as far as it tells; None where it does not."""
 
     slots_total: Count32 | None = None
@@ -286,7 +237,7 @@ class WorkerProps(_Contract):
     """Which of the engine's answers the figures come from."""
 
 
-class WorkerIdentity(_Contract):
+class WorkerIdentity(Contract):
     """What an engine says it is and which model it has loaded; None where it does not say."""
 
     engine_version: str
@@ -302,7 +253,7 @@ class WorkerIdentity(_Contract):
     """What else identifies the model: size, parameters, quantisation."""
 
 
-class CancelReceipt(_Contract):
+class CancelReceipt(Contract):
     """What `WorkerAdapter.cancel` did."""
 
     method: Literal["none", "close"]
@@ -324,7 +275,7 @@ def _duration(value: float | None) -> float | None:
 Seconds = Annotated[float | None, AfterValidator(_duration)]
 
 
-class Timeouts(_Contract):
+class Timeouts(Contract):
     """The clocks of an adapter or of one call, in seconds; None switches a clock off.
 
     A task's own deadline ends it whatever these say.
@@ -349,39 +300,24 @@ class Timeouts(_Contract):
         return {name: getattr(self, name) for name in type(self).model_fields}
 
 
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class SamplerProfile(_Contract):
+class SamplerProfile(Sampling):
     """A named, versioned, immutable set of sampling parameters, part of an adapter's configuration.
 
-    A task asks for one by ``version``, which is therefore unique within an adapter. A parameter
-    left unset is the engine's own default.
+    A task asks for one by ``version``, which is therefore unique within an adapter.
     """
 
     name: LineText
     version: LineText
-    temperature: Annotated[_Finite, Field(ge=0, le=100)] | None = None
-    """0 is greedy decoding."""
-    top_k: Annotated[int, Field(strict=True, ge=0, lt=2**31)] | None = None
-    """0 considers every token."""
-    top_p: Annotated[_Finite, Field(gt=0, le=1)] | None = None
-    min_p: Annotated[_Finite, Field(ge=0, le=1)] | None = None
-    repeat_penalty: Annotated[_Finite, Field(gt=0, le=100)] | None = None
-    """1 penalises nothing."""
-    presence_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = None
     stop: tuple[Annotated[Text, StringConstraints(min_length=1)], ...] = ()
     """Texts that end the generation and are not part of it."""
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters that are set, by name; ``stop`` as a list."""
-        data = self.model_dump(exclude={"name", "version"})
-        stop = data.pop("stop")
-        return {**data, "stop": list(stop)} if stop else data
+        parameters = super().parameters()
+        return {**parameters, "stop": list(self.stop)} if self.stop else parameters
 
 
-class RerankScore(_Contract):
+class RerankScore(Contract):
     """How relevant one document is to the query."""
 
     index: Count32
