@@ -37,6 +37,7 @@ class Connection:
         self._reader = reader
         self._writer = writer
         self._over = asyncio.Event()
+        self.received: list[Received] = []
 
     async def request(self) -> Received:
         """Read one request. Raises asyncio.IncompleteReadError when the client has left."""
@@ -45,7 +46,9 @@ class Connection:
         method, path, _ = first.split(" ")
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         body = await self._reader.readexactly(int(headers.get("content-length", 0)))
-        return Received(method, path, headers, body)
+        request = Received(method, path, headers, body)
+        self.received.append(request)
+        return request
 
     async def send(self, *pieces: bytes) -> None:
         """Send each piece by itself."""
@@ -89,7 +92,19 @@ class Server:
 
     url: str
     connections: list[Connection] = field(default_factory=list)
-    requests: list[Received] = field(default_factory=list)
+
+    def requests(self, path: str) -> list[Received]:
+        """Return what has come in for ``path``, connection by connection."""
+        return [
+            request
+            for connection in self.connections
+            for request in connection.received
+            if request.path == path
+        ]
+
+    async def asked(self, path: str) -> None:
+        """Wait for the first request for ``path``."""
+        await eventually(lambda: bool(self.requests(path)), path)
 
 
 @asynccontextmanager

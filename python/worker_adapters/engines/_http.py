@@ -156,6 +156,8 @@ class HttpAdapter(WorkerAdapter):
     default_timeouts: ClassVar[Timeouts] = Timeouts()
     max_seed: ClassVar[int] = 2**63 - 1
     """The largest seed the engine takes as it is."""
+    translates: ClassVar[frozenset[str]] = frozenset()
+    """Which of `TaskExtensions.used` the engine is told; the others are refused."""
     keeps_after_stream: ClassVar[bool] = True
     """Whether the engine keeps a connection open after a stream, so that it can be used again."""
 
@@ -292,6 +294,11 @@ class HttpAdapter(WorkerAdapter):
             raise self._error(
                 call, "invalid_request", f"the task is for {task.engine}, this is {self.engine}"
             )
+        used = frozenset() if task.extensions is None else task.extensions.used()
+        if unknown := sorted(used - self.translates):
+            raise self._error(
+                call, "unsupported", f"{self.engine} is not told of {', '.join(unknown)}"
+            )
         inflight = self._streams.get(task.task_id)
         if task.task_id in self._submits or (inflight is not None and not inflight.is_terminal):
             raise self._error(call, "duplicate_id", "a task with this task_id is in flight")
@@ -341,8 +348,8 @@ class HttpAdapter(WorkerAdapter):
             try:
                 await self._refresh_identity(call)
             except WorkerError as error:
-                # An engine that answers can still be worth a try; its submit route will say.
-                if error.status is None or error.kind != "Adapter":
+                # One that answers but does not tell is still worth a try.
+                if error.detail not in {"not_found", "unsupported", "bad_json"}:
                     raise
             call.progress.phase = "queue"
         return self._identity

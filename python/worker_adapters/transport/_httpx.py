@@ -1,8 +1,10 @@
 """The transport over httpx: the only module that imports it.
 
-One `httpx.AsyncClient` per running event loop, made when it is first needed, so that one adapter
-serves any number of `asyncio.run` calls. Clocks are ours: httpx is given none but the wait for a
-free connection, and the steps of connecting are bounded as they are reported by its trace hook.
+An adapter's own client pools its connections in httpcore over the sockets of `_network`; an
+injected client brings whatever it has. One client per running event loop, made when it is first
+needed, so that one adapter serves any number of `asyncio.run` calls. Clocks are ours: httpx is
+given none but the wait for a free connection, and the steps of connecting are bounded as they are
+reported by its trace hook.
 """
 
 import asyncio
@@ -11,27 +13,37 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Coroutine,
+    Iterator,
+    Mapping,
+)
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, Literal, TypeAlias, cast
 from weakref import WeakSet
 
+import httpcore
 import httpx
 
 from worker_adapters._core import __version__
 from worker_adapters.transport import Headers, Progress, Request, TransportError
+from worker_adapters.transport._network import ConnectionPool, PooledResponse
 
 __all__ = ["Client", "HttpxTransport"]
 
 Client: TypeAlias = httpx.AsyncClient
 """What may be injected; named here so that nobody else needs to import httpx."""
 
-MAX_CONNECTIONS: Final = 1024
+MAX_REQUESTS: Final = 1024
+"""How many requests of one adapter may be under way at a time; each has a connection."""
+
 MAX_IDLE_CONNECTIONS: Final = 64
 IDLE_CONNECTION_SECONDS: Final = 4.0
 """Below the 5 s after which llama.cpp closes an idle connection, so that none is used stale."""
 POOL_WAIT_SECONDS: Final = 5.0
-"""How long a request waits for one of the connections when all are in use."""
+"""How long a request waits when that many are."""
 
 
 class HttpxTransport:
@@ -86,11 +98,8 @@ class HttpxTransport:
         except TimeoutError:
             detail = "tls_timeout" if progress.phase == "tls" else "connect_timeout"
             raise TransportError(detail, progress.phase, "no") from None
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+        except _FAILURES as error:
             raise _before_the_head(error, progress) from None
-        finally:
-            if trace.unfinished is not None:
-                session.run(trace.unfinished.aclose())
         return _HttpxStream(response, session)
 
     async def aclose(self) -> None:
@@ -106,7 +115,9 @@ class HttpxTransport:
         if session is None:
             for other in [other for other in self._sessions if other.is_closed()]:
                 del self._sessions[other]
-            session = self._sessions[loop] = _Session(loop, self._injected)
+            session = self._sessions[loop] = _Session(
+                loop, self._injected, httpx.URL(self._base_url)
+            )
         return session
 
 
@@ -118,9 +129,14 @@ class _Session:
     session nobody refers to any more closes itself.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, injected: httpx.AsyncClient | None) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        injected: httpx.AsyncClient | None,
+        base_url: httpx.URL,
+    ) -> None:
         self.loop = loop
-        self.client = _client() if injected is None else injected
+        self.client = _client(base_url) if injected is None else injected
         self.streams: WeakSet[_HttpxStream] = WeakSet()
         self._tasks: set[asyncio.Task[None]] = set()
         owned = None if injected is not None else self.client
@@ -154,19 +170,65 @@ async def _closed_with_the_loop(
             await client.aclose()
 
 
-def _client() -> httpx.AsyncClient:
+def _client(base_url: httpx.URL) -> httpx.AsyncClient:
     return httpx.AsyncClient(
+        transport=_Pool(base_url),
         trust_env=False,
         follow_redirects=False,
         headers={"User-Agent": f"worker-adapters/{__version__}"},
         # A jar that accepts nothing: one task's answer must not show in another's request.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-        limits=httpx.Limits(
-            max_connections=MAX_CONNECTIONS,
-            max_keepalive_connections=MAX_IDLE_CONNECTIONS,
-            keepalive_expiry=IDLE_CONNECTION_SECONDS,
-        ),
     )
+
+
+class _Pool(httpx.AsyncBaseTransport):
+    """Our connections, as httpx wants to see them."""
+
+    def __init__(self, url: httpx.URL) -> None:
+        self._secure = url.scheme == "https"
+        port = url.port or (443 if self._secure else 80)
+        self._pool = ConnectionPool(
+            httpcore.Origin(url.raw_scheme, url.raw_host, port),
+            ssl_context=httpx.create_ssl_context(trust_env=False) if self._secure else None,
+            max_requests=MAX_REQUESTS,
+            wait_seconds=POOL_WAIT_SECONDS,
+            max_idle=MAX_IDLE_CONNECTIONS,
+            idle_seconds=IDLE_CONNECTION_SECONDS,
+        )
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        url = request.url
+        response = await self._pool.open(
+            httpcore.Request(
+                request.method,
+                httpcore.URL(
+                    scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+                ),
+                headers=request.headers.raw,
+                content=request.stream,
+                extensions=request.extensions,
+            )
+        )
+        return httpx.Response(
+            response.status,
+            headers=response.headers,
+            stream=_PooledBody(response),
+            extensions=response.extensions,
+        )
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()
+
+
+class _PooledBody(httpx.AsyncByteStream):
+    def __init__(self, response: PooledResponse) -> None:
+        self._response = response
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._response)
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
 
 
 _Step = Literal["connect", "tls", "write", "head"]
@@ -185,7 +247,7 @@ _STEPS: Final[Mapping[str, _Step]] = {
 class _Trace:
     """httpx's trace hook: keeps `Progress` and bounds the steps that have a bound."""
 
-    __slots__ = ("_bounds", "_clock", "_progress", "unfinished")
+    __slots__ = ("_bounds", "_clock", "_progress")
 
     def __init__(
         self, progress: Progress, clock: asyncio.Timeout, bounds: Mapping[str, float | None]
@@ -193,9 +255,6 @@ class _Trace:
         self._progress = progress
         self._clock = clock
         self._bounds = bounds
-        self.unfinished: Any = None
-        """A network stream without a connection around it yet: httpcore forgets it, open, when it
-        is cancelled during the TLS handshake."""
 
     async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
         step = _STEPS.get(event)
@@ -204,10 +263,6 @@ class _Trace:
             bound = self._bounds.get(step)
             now = asyncio.get_running_loop().time()
             self._clock.reschedule(None if bound is None else now + bound)
-            if step in {"write", "head"}:
-                self.unfinished = None
-        elif event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
-            self.unfinished = info["return_value"]
         elif event == "http11.receive_response_headers.complete":
             self._progress.status = info["return_value"][1]
 
@@ -243,7 +298,7 @@ class _HttpxStream:
             self._whole = True
         except TimeoutError:
             raise TransportError("reset", "stream") from None
-        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+        except _FAILURES as error:
             raise _within_the_body(error) from None
         finally:
             self._pending = None
@@ -286,10 +341,10 @@ class _HttpxStream:
 
     async def _close_response(self) -> None:
         try:
-            with contextlib.suppress(httpx.HTTPError, httpx.StreamError, OSError, RuntimeError):
+            with contextlib.suppress(*_FAILURES, RuntimeError):
                 await self._response.aclose()
             if isinstance(self._chunks, AsyncGenerator):
-                with contextlib.suppress(httpx.HTTPError, httpx.StreamError, OSError, RuntimeError):
+                with contextlib.suppress(*_FAILURES, RuntimeError):
                     await self._chunks.aclose()
         finally:
             self._ended.set()
@@ -323,6 +378,19 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+_FAILURES: Final = (
+    httpx.HTTPError,
+    httpx.InvalidURL,
+    httpx.StreamError,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+    httpcore.TimeoutException,
+    httpcore.UnsupportedProtocol,
+    OSError,
+)
+"""What an injected client raises, and what our own pool does."""
+
 # h11 has one exception for everything a peer can do wrong, and no attribute that tells a body cut
 # off from one that is malformed; its message is the only sign. The tests pin both.
 _CUT_OFF: Final = ("peer closed connection", "Server disconnected")
@@ -338,20 +406,23 @@ def _before_the_head(error: Exception, progress: Progress) -> TransportError:
         # httpx looks at a Location it does not follow, and may choke on it.
         return TransportError("redirect", "head", "no")
     match error:
-        case httpx.PoolTimeout():
+        case httpx.PoolTimeout() | httpcore.PoolTimeout():
             return TransportError("saturated", "queue", "no")
-        case httpx.ConnectTimeout():
+        case httpx.ConnectTimeout() | httpcore.ConnectTimeout():
             return TransportError(
                 "tls_timeout" if phase == "tls" else "connect_timeout", phase, "no"
             )
-        case httpx.ConnectError() | OSError():
+        case httpx.ConnectError() | httpcore.ConnectError() | OSError():
             detail = _connect_detail(error, phase)
             return TransportError(detail, "resolve" if detail == "resolve" else phase, "no")
-        case httpx.ProxyError():
+        case httpx.ProxyError() | httpcore.ProxyError():
             return TransportError("proxy_auth", "connect", "no")
-        case httpx.RemoteProtocolError() if not str(error).startswith(_CUT_OFF):
-            return TransportError("protocol", "head")
-        case httpx.LocalProtocolError() | httpx.UnsupportedProtocol() | httpx.InvalidURL():
+        case httpx.RemoteProtocolError() | httpcore.RemoteProtocolError():
+            if not str(error).startswith(_CUT_OFF):
+                return TransportError("protocol", "head")
+        case httpx.UnsupportedProtocol() | httpx.InvalidURL() | httpcore.UnsupportedProtocol():
+            return TransportError("invalid_request", "validate", "no")
+        case httpx.LocalProtocolError() | httpcore.LocalProtocolError():
             return TransportError("invalid_request", "validate", "no")
         case httpx.DecodingError():
             return TransportError("content_encoding", "head")
@@ -359,7 +430,7 @@ def _before_the_head(error: Exception, progress: Progress) -> TransportError:
 
 
 def _within_the_body(error: Exception) -> TransportError:
-    if isinstance(error, httpx.RemoteProtocolError):
+    if isinstance(error, httpx.RemoteProtocolError | httpcore.RemoteProtocolError):
         cut_off = str(error).startswith(_CUT_OFF)
         return TransportError("truncated" if cut_off else "framing", "stream", "yes")
     return TransportError("reset", "stream", "yes")
