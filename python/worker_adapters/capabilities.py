@@ -1,7 +1,6 @@
-"""What an adapter can do, as the engine behind it answers: the per-adapter part of the capability
-document.
+"""What an adapter can do, as the engine behind it answers.
 
-Every value says where it comes from. A value nobody could tell is absent, never guessed.
+It is the per-adapter part of the capability document. Every value says where it comes from. A value nobody could tell is absent, never guessed.
 """
 
 from typing import Annotated, Final, Literal, TypeAlias
@@ -16,7 +15,7 @@ API_VERSION: Final = "1"
 """Version of the capability document."""
 
 Source: TypeAlias = Literal["engine", "adapter", "configuration"]
-"""``engine``: it said so. ``adapter``: known of this engine and version. ``configuration``: ours."""
+"""``engine``: it said so. ``adapter``: known of it and its version. ``configuration``: ours."""
 
 
 class Feature(Contract):
