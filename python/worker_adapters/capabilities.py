@@ -1,6 +1,7 @@
 """What an adapter can do, as the engine behind it answers.
 
-It is the per-adapter part of the capability document. Every value says where it comes from. A value nobody could tell is absent, never guessed.
+It is the per-adapter part of the capability document. Every value says where it comes from; a value
+nobody could tell is absent, never guessed.
 """
 
 from typing import Annotated, Final, Literal, TypeAlias
