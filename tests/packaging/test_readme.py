@@ -35,6 +35,13 @@ def test_its_commands_exist(readme: str, repository: Path) -> None:
     assert {"demo", "test"} <= shown <= targets
 
 
+def test_every_page_is_in_the_index(repository: Path) -> None:
+    docs = repository / "docs"
+    index = (docs / "README.md").read_text(encoding="utf-8")
+    pages = {str(page.relative_to(docs)) for page in docs.rglob("*.md")} - {"README.md"}
+    assert not {page for page in pages if f"]({page})" not in index}
+
+
 @pytest.mark.parametrize(
     "page", ["README.md", "CONTRIBUTING.md", "docs/README.md", "docs/architecture.md"]
 )
