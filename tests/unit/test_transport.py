@@ -379,6 +379,49 @@ async def test_a_body_is_reset() -> None:
     assert (error.detail, error.processed) == ("reset", "yes")
 
 
+async def test_two_framings_at_once_are_taken_as_chunked() -> None:
+    head = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nContent-Length: 3\r\n\r\n")
+    script = raw(head, chunk(b"whole body"), LAST_CHUNK)
+    async with playing(script) as server, transport_to(server.url) as transport:
+        assert await read_body(await opened(transport), 100) == (b"whole body", True)
+
+
+async def test_bytes_after_a_response_end_the_connection() -> None:
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(answer("ok") + answer("smuggled"))
+        await connection.until_closed()
+
+    async with playing(script) as server, transport_to(server.url) as transport:
+        for _ in range(2):
+            body = await opened(transport)
+            assert await read_body(body, 100) == (b"ok", True)
+            await body.aclose()
+    assert len(server.connections) == 2
+
+
+async def test_an_idle_connection_the_peer_closed_is_not_used() -> None:
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(answer("ok"))
+        connection.close()
+
+    async with playing(script) as server, transport_to(server.url) as transport:
+        for _ in range(3):
+            body = await opened(transport)
+            assert await read_body(body, 100) == (b"ok", True)
+            await body.aclose()
+            await server.connections[-1].over()
+    assert len(server.connections) == 3
+
+
+async def test_interim_answers_are_skipped() -> None:
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n" * 3
+    async with playing(raw(interim + answer("ok"))) as server, transport_to(server.url) as made:
+        body = await opened(made)
+        assert (body.status, await read_body(body, 10)) == (200, (b"ok", True))
+
+
 async def test_a_body_shorter_than_its_length() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc"
     async with playing(raw(head, then=closing)) as server, transport_to(server.url) as transport:

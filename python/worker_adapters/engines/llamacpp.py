@@ -206,6 +206,8 @@ def _not_offered(error: AdapterError) -> bool:
 
 
 def _count_slots(slots: Any) -> tuple[int, int]:
+    if not isinstance(slots, list):
+        raise TypeError("slots")
     return len(slots), sum(not slot["is_processing"] for slot in slots)
 
 

@@ -87,7 +87,7 @@ class ConnectionPool:
         """Take back the connection of a response that has been closed."""
         self._permits.release()
         self._busy.discard(connection)
-        if connection.http.is_idle() and not self._closed and len(self._idle) < self._max_idle:
+        if not self._closed and len(self._idle) < self._max_idle and connection.is_reusable():
             self._idle.append(connection)
         else:
             connection.stream.abort()
@@ -161,6 +161,11 @@ class _Connection:
     def __init__(self, http: httpcore.AsyncHTTP11Connection, stream: "_Stream") -> None:
         self.http = http
         self.stream = stream
+
+    def is_reusable(self) -> bool:
+        # httpcore would take bytes that came after a response for the answer to the next request,
+        # and has no public way to ask for them.
+        return self.http.is_idle() and self.http._h11_state.trailing_data == (b"", False)
 
 
 async def _connected(host: str, port: int) -> "_Stream":

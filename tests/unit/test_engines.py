@@ -1,0 +1,71 @@
+"""The registry of engines, and what importing the package costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+import worker_adapters
+from worker_adapters import WorkerAdapter, _core, engines
+from worker_adapters.contract import CONTRACT_ENGINES, EXTENSION_ENGINES
+from worker_adapters.engines import ENGINES, adapter_class
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_row_is_complete(name: str, repository: Path) -> None:
+    row = ENGINES[name]
+    cls = adapter_class(name)
+    assert row.name == name == cls.engine
+    assert name in (*CONTRACT_ENGINES, *EXTENSION_ENGINES)
+    assert row.dialect in _core.dialects()
+    assert row.dialect == cls.dialect  # type: ignore[attr-defined]
+    assert issubclass(cls, WorkerAdapter)
+    assert row.adapter.startswith(f"worker_adapters.engines.{name}:")
+    assert any((repository / row.evidence).iterdir())
+    assert (repository / row.docs).read_text(encoding="utf-8").startswith("# ")
+    assert getattr(engines, cls.__name__) is cls
+
+
+def test_an_unknown_engine() -> None:
+    with pytest.raises(ValueError, match="unknown engine 'ollama'; known: llamacpp"):
+        adapter_class("ollama")
+    with pytest.raises(AttributeError, match="OllamaAdapter"):
+        _ = engines.OllamaAdapter
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in worker_adapters.__all__:
+        if name != "__version__":
+            assert getattr(worker_adapters, name).__doc__, name
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = worker_adapters.nothing
+
+
+def test_importing_the_package_loads_no_http_library() -> None:
+    code = (
+        "import sys, worker_adapters; "
+        "loaded = {'httpx', 'httpcore', 'anyio', 'prometheus_client', 'typer'} & set(sys.modules); "
+        "assert not loaded, loaded; "
+        "worker_adapters.LlamaCppAdapter; "
+        "assert 'httpx' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+def test_only_the_transport_imports_httpx(repository: Path) -> None:
+    package = repository / "python" / "worker_adapters"
+    importing = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if any(
+            line.startswith(("import httpx", "from httpx", "import httpcore", "from httpcore"))
+            for line in path.read_text(encoding="utf-8").splitlines()
+        )
+    }
+    assert importing == {"transport/_httpx.py", "transport/_network.py"}

@@ -1,0 +1,403 @@
+"""The llama.cpp adapter: what it asks, and what it makes of the answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.unit.tasks import PROMPT, adapter, task
+from tests.unit.wire import LAST_CHUNK, STREAM_HEAD, answer, final, playing
+from worker_adapters import (
+    AdapterError,
+    PoolUnavailable,
+    SamplerProfile,
+    Timeouts,
+    WorkerReset,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+    from tests.unit.wire import Connection, Server
+    from worker_adapters.engines.llamacpp import LlamaCppAdapter
+
+PROFILE = SamplerProfile(
+    name="creative",
+    version="c-1",
+    temperature=0.9,
+    top_k=50,
+    top_p=0.9,
+    min_p=0.1,
+    repeat_penalty=1.1,
+    presence_penalty=0.1,
+    frequency_penalty=0.2,
+    stop=("END",),
+)
+NOT_FOUND = '{"error":{"message":"File Not Found","type":"not_found_error","code":404}}'
+
+
+@asynccontextmanager
+async def answering(
+    routes: Mapping[str, bytes], **options: Any
+) -> AsyncIterator[tuple[LlamaCppAdapter, Server]]:
+    """An adapter and a server that answers these paths, and 404 elsewhere."""
+
+    async def script(connection: Connection) -> None:
+        while True:
+            request = await connection.request()
+            await connection.send(routes.get(request.path, answer(NOT_FOUND, "404 Not Found")))
+
+    async with playing(script) as server, adapter(server.url, **options) as made:
+        yield made, server
+
+
+@pytest.fixture
+def captured(captures: Path) -> Any:
+    """Return a recorded answer by name."""
+
+    def load(name: str) -> bytes:
+        return (captures / "llamacpp" / f"{name}.http").read_bytes()
+
+    return load
+
+
+async def payload(**changes: Any) -> dict[str, Any]:
+    """Return what is sent for a completion."""
+    routes = {"/completion": STREAM_HEAD + final(0) + LAST_CHUNK}
+    async with answering(routes, sampler_profiles=[PROFILE]) as (made, server):
+        await (await made.submit(task(**changes))).collect()
+    [request] = server.requests("/completion")
+    assert request.method == "POST"
+    sent: dict[str, Any] = request.json
+    return sent
+
+
+# Completions.
+
+
+async def test_a_plain_completion() -> None:
+    assert await payload(seed=7) == {
+        "prompt": PROMPT,
+        "stream": True,
+        "n_predict": 16,
+        "seed": 7,
+    }
+
+
+async def test_text_is_sent_as_it_is() -> None:
+    text = 'é 🙂 中 \u2028 \0 " \\ \r\n'
+    assert (await payload(prompt=text))["prompt"] == text
+
+
+@pytest.mark.parametrize(("hint", "cached"), [("reuse", True), ("cold", False)])
+async def test_the_kv_hint_is_about_the_prompt_cache(hint: str, cached: bool) -> None:
+    assert (await payload(kv_hint=hint))["cache_prompt"] is cached
+
+
+async def test_a_profile_sets_its_parameters() -> None:
+    sent = await payload(sampler_profile_version="c-1", seed=7)
+    assert sent == {
+        "prompt": PROMPT,
+        "stream": True,
+        "n_predict": 16,
+        "seed": 7,
+        "temperature": 0.9,
+        "top_k": 50,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "repeat_penalty": 1.1,
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.2,
+        "stop": ["END"],
+    }
+
+
+async def test_strict_is_greedy_without_the_cache() -> None:
+    sent = await payload(determinism="strict", kv_hint="reuse")
+    assert (sent["temperature"], sent["cache_prompt"]) == (0.0, False)
+    assert isinstance(sent["seed"], int)
+
+
+async def test_strict_leaves_a_profile_s_temperature() -> None:
+    sent = await payload(determinism="strict", sampler_profile_version="c-1")
+    assert (sent["temperature"], sent["cache_prompt"]) == (0.9, False)
+
+
+async def test_best_effort_sets_nothing() -> None:
+    assert (await payload(determinism="best_effort", seed=7)).keys() == {
+        "prompt",
+        "stream",
+        "n_predict",
+        "seed",
+    }
+
+
+async def test_every_seed_the_engine_can_take() -> None:
+    for seed in (0, 2**32 - 2):
+        assert (await payload(seed=seed))["seed"] == seed
+
+
+# Health, slots, identity.
+
+
+@pytest.mark.parametrize(
+    ("capture", "expected"),
+    [
+        ("health", {"live": True, "ready": True}),
+        ("health_busy", {"live": True, "ready": True}),
+        ("health_loading", {"live": True, "ready": False, "reason": "loading"}),
+        ("auth_none", {"live": True, "ready": False, "reason": "unauthorized"}),
+        ("err_unknown_path_get", {"live": True, "ready": False, "reason": "not_found"}),
+    ],
+)
+async def test_health(captured: Any, capture: str, expected: dict[str, Any]) -> None:
+    async with answering({"/health": captured(capture)}) as (made, _):
+        assert (await made.health()).model_dump() == expected
+
+
+async def test_health_of_what_does_not_answer() -> None:
+    async with adapter("http://127.0.0.1:1") as made:
+        health = await made.health()
+    assert health.model_dump() == {"live": False, "ready": False, "reason": "connect"}
+
+
+async def test_health_is_bounded() -> None:
+    async def silent(connection: Connection) -> None:
+        await connection.until_closed()
+
+    async with playing(silent) as server, adapter(server.url) as made:
+        health = await made.health(timeouts=Timeouts(unary=0.05))
+        await server.connections[0].over()
+    assert health.model_dump() == {"live": False, "ready": False, "reason": "unary_timeout"}
+
+
+async def test_slots_of_the_slots_route(captured: Any) -> None:
+    async with answering({"/slots": captured("slots_idle_fresh")}) as (made, server):
+        props = await made.props()
+        assert (props.slots_total, props.slots_free, props.source) == (4, 4, "slots")
+        assert not server.requests("/props")
+    async with answering({"/slots": captured("slots_busy")}) as (made, _):
+        busy = await made.props()
+    assert busy.slots_total == len(json.loads(captured("slots_busy").split(b"\r\n\r\n")[1]))
+    assert busy.slots_free is not None
+    assert busy.slots_free < (busy.slots_total or 0)
+
+
+@pytest.mark.parametrize("why", ["err_slots_disabled", "err_unknown_path_get"])
+async def test_slots_where_the_slots_route_is_off(captured: Any, why: str) -> None:
+    routes = {
+        "/slots": captured(why),
+        "/props": captured("props"),
+        "/metrics": captured("metrics_busy_deferred"),
+    }
+    async with answering(routes) as (made, _):
+        props = await made.props()
+    assert (props.slots_total, props.slots_free, props.source) == (4, 0, "props+metrics")
+
+
+async def test_slots_without_metrics(captured: Any) -> None:
+    routes = {"/props": captured("props"), "/metrics": captured("err_metrics_disabled")}
+    async with answering(routes) as (made, _):
+        assert (await made.props()).model_dump() == {"slots_total": 4, "source": "props"}
+
+
+async def test_slots_nobody_tells() -> None:
+    async with answering({}) as (made, _):
+        assert (await made.props()).model_dump() == {}
+
+
+async def test_slots_with_a_wrong_key(captured: Any) -> None:
+    async with answering({"/slots": captured("auth_wrong")}) as (made, _):
+        with pytest.raises(AdapterError) as caught:
+            await made.props()
+    assert caught.value.detail == "unauthorized"
+
+
+async def test_slots_while_the_model_loads(captured: Any) -> None:
+    async with answering({"/slots": captured("completion_loading")}) as (made, _):
+        with pytest.raises(PoolUnavailable) as caught:
+            await made.props()
+    assert caught.value.code == "POOL_UNREADY"
+
+
+async def test_what_slots_say_of_prompts_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    slots = answer(json.dumps([{"is_processing": True, "prompt": PROMPT}]))
+    async with answering({"/slots": slots}) as (made, _):
+        props = await made.props()
+    assert props.model_dump() == {"slots_total": 1, "slots_free": 0, "source": "slots"}
+    assert PROMPT not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "body", ["", "[", "{}", "[1]", '[{"is":1}]', "null", "[" * 100_000, '"text"']
+)
+async def test_nonsense_is_bad_json(body: str) -> None:
+    async with answering({"/slots": answer(body)}) as (made, _):
+        with pytest.raises(AdapterError) as caught:
+            await made.props()
+    assert (caught.value.code, caught.value.detail) == ("INTERNAL", "bad_json")
+    assert caught.value.__cause__ is None
+
+
+async def test_an_answer_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker_adapters.engines._http.MAX_ANSWER_BYTES", 1000)
+    async with answering({"/slots": answer("[" + "1," * 1000 + "1]")}) as (made, server):
+        with pytest.raises(AdapterError) as caught:
+            await made.props()
+        await server.connections[0].over()
+    assert caught.value.detail == "body_too_large"
+
+
+async def test_identity(captured: Any) -> None:
+    routes = {"/props": captured("alias_props"), "/v1/models": captured("alias_models")}
+    async with answering(routes) as (made, _):
+        assert await made.engine_version() == "b0-unknown"
+        identity = await made.identity()
+    assert (identity.engine_version, identity.model) == ("b0-unknown", "my-alias")
+    assert (identity.model_path, identity.ctx_max) == ("tiny.gguf", 512)
+    assert identity.model_digest is None
+    assert identity.model_meta is not None
+    assert identity.model_meta["n_params"] == 145856
+
+
+@pytest.mark.parametrize(
+    ("props", "model"),
+    [
+        ({"model_path": "/models/a/tiny.gguf"}, "tiny.gguf"),
+        ({"model_path": r"C:\models\tiny.gguf"}, "tiny.gguf"),
+        ({"model_path": "/m/t.gguf", "model_alias": "name"}, "name"),
+        ({"model_path": ""}, None),
+        ({}, None),
+    ],
+)
+async def test_the_model_s_name(props: dict[str, str], model: str | None) -> None:
+    body = answer(json.dumps({"build_info": "b1", **props}))
+    async with answering({"/props": body}) as (made, _):
+        assert (await made.identity()).model == model
+
+
+async def test_the_version_is_not_made_up() -> None:
+    async with answering({"/props": answer("{}")}) as (made, _):
+        with pytest.raises(AdapterError) as caught:
+            await made.engine_version()
+    assert caught.value.detail == "bad_json"
+
+
+# Embeddings and reranking.
+
+
+def embedding(**changes: Any) -> Any:
+    return task(workload="embedding", prompt=..., max_tokens=0, **changes)
+
+
+async def test_embeddings(captured: Any) -> None:
+    async with answering({"/v1/embeddings": captured("v1_embeddings_batch")}) as (made, server):
+        vectors = await made.embed(embedding(inputs=["say hello", "say end"]))
+        stream = await made.submit(embedding(inputs=["say hello", "say end"]))
+        started, end = [event async for event in stream]
+    assert [len(vector) for vector in vectors] == [64, 64]
+    assert server.requests("/v1/embeddings")[0].json == {"input": ["say hello", "say end"]}
+    assert (started.kind, end.kind) == ("started", "end")
+    assert end.embeddings == vectors
+    assert (end.tokens_in, end.tokens_out) == (10, 0)
+
+
+async def test_an_embedding_of_the_prompt(captured: Any) -> None:
+    async with answering({"/v1/embeddings": captured("v1_embeddings")}) as (made, server):
+        [vector] = await made.embed(task(workload="embedding", prompt="say hello"))
+    assert len(vector) == 64
+    assert server.requests("/v1/embeddings")[0].json == {"input": ["say hello"]}
+
+
+async def test_embeddings_come_in_input_order() -> None:
+    rows = [{"index": 1, "embedding": [1.5]}, {"index": 0, "embedding": [0]}]
+    async with answering({"/v1/embeddings": answer(json.dumps({"data": rows}))}) as (made, _):
+        assert await made.embed(embedding(inputs=["a", "b"])) == [[0.0], [1.5]]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"data": []},
+        {"data": [{"index": 0, "embedding": [1]}]},
+        {"data": [{"index": 0, "embedding": [1]}, {"index": 2, "embedding": [1]}]},
+        {"data": [{"index": 0, "embedding": "AAAA"}, {"index": 1, "embedding": [1]}]},
+        {"data": [{"index": 0, "embedding": [1]}] * 2},
+        {"data": [{"index": i, "embedding": [1]} for i in (0, 1)], "usage": {"prompt_tokens": "x"}},
+        [],
+    ],
+)
+async def test_embeddings_of_another_shape(body: Any) -> None:
+    async with answering({"/v1/embeddings": answer(json.dumps(body))}) as (made, _):
+        with pytest.raises(AdapterError) as caught:
+            await made.embed(embedding(inputs=["a", "b"]))
+    assert caught.value.detail == "bad_json"
+
+
+async def test_rerank(captured: Any) -> None:
+    documents = ["say hello", "the weather in the city", "a tiny model"]
+    request = task(workload="rerank", prompt="what weather", inputs=documents)
+    async with answering({"/v1/rerank": captured("rerank")}) as (made, server):
+        scores = await made.rerank(request)
+    assert server.requests("/v1/rerank")[0].json == {
+        "query": "what weather",
+        "documents": documents,
+    }
+    assert [(score.index, round(score.score, 3)) for score in scores] == [
+        (0, 0.82),
+        (1, 0.744),
+        (2, 0.459),
+    ]
+
+
+async def test_scores_come_in_input_order() -> None:
+    rows = [{"index": 1, "relevance_score": 0.9}, {"index": 0, "relevance_score": -1}]
+    body = {"results": rows, "usage": {"prompt_tokens": 5}}
+    async with answering({"/v1/rerank": answer(json.dumps(body))}) as (made, _):
+        stream = await made.submit(task(workload="rerank", prompt="q", inputs=["a", "b"]))
+        whole = await stream.collect()
+    assert [(score.index, score.score) for score in whole.scores or []] == [(0, -1.0), (1, 0.9)]
+    assert whole.tokens_in == 5
+
+
+async def test_a_workload_the_server_was_not_started_for(captured: Any) -> None:
+    routes = {
+        "/v1/embeddings": captured("err_embeddings_disabled"),
+        "/v1/rerank": captured("err_rerank_disabled"),
+    }
+    async with answering(routes) as (made, _):
+        for work in (
+            made.embed(embedding(inputs=["a"])),
+            made.rerank(task(workload="rerank", prompt="q", inputs=["a"])),
+        ):
+            with pytest.raises(AdapterError) as caught:
+                await work
+            assert (caught.value.detail, caught.value.status) == ("unsupported", 501)
+
+
+async def test_a_task_of_another_workload() -> None:
+    async with adapter("http://127.0.0.1:1") as made:
+        with pytest.raises(ValueError, match="'completion', not 'embedding'"):
+            await made.embed(task())
+        with pytest.raises(ValueError, match="'completion', not 'rerank'"):
+            await made.rerank(task())
+
+
+async def test_an_engine_that_dies_over_an_embedding() -> None:
+    async def script(connection: Connection) -> None:
+        request = await connection.request()
+        if request.path == "/props":
+            await connection.send(answer(NOT_FOUND, "404 Not Found"))
+            await connection.request()
+        connection.close()
+
+    async with playing(script) as server, adapter(server.url) as made:
+        with pytest.raises(WorkerReset) as caught:
+            await made.embed(embedding(inputs=["a"]))
+    assert (caught.value.detail, caught.value.processed) == ("reset", "unknown")
