@@ -26,6 +26,7 @@ from worker_adapters.adapter import TokenStream, WorkerAdapter
 from worker_adapters.contract import (
     CancelReceipt,
     Collected,
+    ExpectedModel,
     Placement,
     RerankScore,
     SamplerProfile,
@@ -69,6 +70,7 @@ __all__ = [
     "DeadlineUnmet",
     "DecodeTimeout",
     "ErrorRules",
+    "ExpectedModel",
     "Extensions",
     "ImagePart",
     "InternalError",

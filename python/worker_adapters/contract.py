@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias
 from uuid import UUID
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CancelReceipt",
     "Collected",
+    "ExpectedModel",
     "Placement",
     "RerankScore",
     "SamplerProfile",
@@ -225,7 +227,45 @@ class WorkerHealth(Contract):
     ready: bool
     """Whether a task would be dispatched now: the model is loaded and nothing drains."""
     reason: str | None = None
-    """Why it is not ready: a stable word such as ``connect``, ``loading`` or ``unauthorized``."""
+    """Why it is not ready: a stable word such as ``connect``, ``loading`` or ``wrong_model``."""
+
+    @property
+    def state(self) -> Literal["ready", "loading", "draining", "failed", "unreachable"]:
+        """The engine's state in one word."""
+        match (self.ready, self.live, self.reason):
+            case (True, _, _):
+                return "ready"
+            case (_, False, _):
+                return "unreachable"
+            case (_, _, "loading"):
+                return "loading"
+            case (_, _, "draining"):
+                return "draining"
+        return "failed"
+
+
+class ExpectedModel(Contract):
+    """Which model a pool expects its engine to have loaded; what is unset is not compared."""
+
+    name: LineText | None = None
+    """The name the engine serves it under."""
+    path: LineText | None = None
+    """Where it was staged: ``ResolvedModel.local_path``. Compared by file name where the engine
+    tells no more than that."""
+    digest: LineText | None = None
+
+    def differs_from(self, identity: "WorkerIdentity") -> bool:
+        """Whether the engine says that it has another model. What it does not tell, fits."""
+        if self.name is not None and identity.model not in {None, self.name}:
+            return True
+        if self.digest is not None and identity.model_digest not in {None, self.digest}:
+            return True
+        if self.path is None or identity.model_path is None:
+            return False
+        told, expected = PurePosixPath(identity.model_path), PurePosixPath(self.path)
+        if told.is_absolute() and expected.is_absolute():
+            return told != expected
+        return told.name != expected.name
 
 
 class WorkerProps(Contract):
@@ -251,13 +291,16 @@ class WorkerIdentity(Contract):
     """Context length of one task, in tokens."""
     model_meta: dict[str, int | float | str] | None = None
     """What else identifies the model: size, parameters, quantisation."""
+    details: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """What else the engine told that its adapter acts on."""
 
 
 class CancelReceipt(Contract):
     """What `WorkerAdapter.cancel` did."""
 
-    method: Literal["none", "close"]
-    """``close``: the connection was closed. ``none``: the task was unknown or had ended."""
+    method: Literal["none", "close", "close+abort"]
+    """``close``: the connection was closed. ``close+abort``: and the engine's own abort was called.
+    ``none``: the task was unknown or had ended."""
     sent: bool
     """Whether anything was done about the engine."""
     confirmed: bool | None = None

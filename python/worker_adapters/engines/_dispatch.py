@@ -1,0 +1,73 @@
+"""A task on its way to an engine, and what comes back from one that does not stream."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from worker_adapters.contract import SamplerProfile, TaskRequest, WorkerIdentity
+from worker_adapters.extensions import TaskExtensions
+
+__all__ = ["Answer", "Dispatch", "Unsupported"]
+
+_NONE = TaskExtensions()
+
+
+class Unsupported(Exception):  # noqa: N818 - it says what, not that
+    """The engine, or this version of it, cannot do what a field of the task asks for.
+
+    Raised while a request is built; the caller sees an AdapterError that names engine, version
+    and field.
+    """
+
+    def __init__(self, field: str, why: str = "") -> None:
+        super().__init__(field)
+        self.field = field
+        self.why = why
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a unary workload produced: vectors or scores in input order, and the tokens it read."""
+
+    tokens_in: int | None = None
+    embeddings: list[list[float]] | None = field(default=None, repr=False)
+    scores: list[tuple[int, float]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """A task as it is about to be sent: what the request says beyond the task itself."""
+
+    task: TaskRequest
+    seed: int | None
+    profile: SamplerProfile | None
+    identity: WorkerIdentity | None = None
+    """What the engine says it is; None where it would not tell."""
+    model: str | None = None
+    """The name to ask for, where the engine serves models by name."""
+    request_id: str = ""
+    """Ours, unique, and safe in a header or a URL: what an abort names."""
+
+    @property
+    def extensions(self) -> TaskExtensions:
+        """What the task carries beyond the contract; all unset where it carries nothing."""
+        return self.task.extensions or _NONE
+
+    def sampling(self) -> dict[str, Any]:
+        """Return the sampling parameters that are set, by their names in `Sampling`.
+
+        The task's own win over the profile's; ``determinism="strict"`` is greedy unless one of
+        them sets a temperature.
+        """
+        parameters: dict[str, Any] = {}
+        if self.task.determinism == "strict":
+            parameters["temperature"] = 0.0
+        if self.profile is not None:
+            parameters |= self.profile.parameters()
+        if self.extensions.sampling is not None:
+            parameters |= self.extensions.sampling.parameters()
+        return parameters
+
+    def stop(self) -> list[str]:
+        """Return the texts that end the generation: the profile's, then the task's own."""
+        words = [] if self.profile is None else list(self.profile.stop)
+        return words + [word for word in self.extensions.stop or () if word not in words]
