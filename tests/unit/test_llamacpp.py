@@ -329,6 +329,8 @@ async def test_embeddings_come_in_input_order() -> None:
         {"data": [{"index": 0, "embedding": [1]}, {"index": 2, "embedding": [1]}]},
         {"data": [{"index": 0, "embedding": "AAAA"}, {"index": 1, "embedding": [1]}]},
         {"data": [{"index": 0, "embedding": [1]}] * 2},
+        {"data": [{"index": i, "embedding": ["1"]} for i in (0, 1)]},
+        {"data": [{"index": i, "embedding": [float("nan")]} for i in (0, 1)]},
         {"data": [{"index": i, "embedding": [1]} for i in (0, 1)], "usage": {"prompt_tokens": "x"}},
         [],
     ],

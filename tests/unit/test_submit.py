@@ -39,11 +39,13 @@ from worker_adapters import (
     WorkerError,
     WorkerReset,
 )
+from worker_adapters.transport import _httpx as module
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from tests.unit.wire import Connection, Received
+    from worker_adapters.engines.llamacpp import LlamaCppAdapter
 
 GREEDY = SamplerProfile(name="greedy", version="g-1", temperature=0)
 
@@ -103,6 +105,13 @@ async def test_a_deadline_that_has_passed(budget: int) -> None:
         error = await refused(made.submit(task(deadline_ms=budget)))
     assert isinstance(error, DeadlineUnmet)
     assert (error.detail, error.phase) == ("deadline", "validate")
+
+
+@pytest.mark.parametrize("budget", [100, 2**63 - 1])
+async def test_a_deadline_near_and_far(budget: int) -> None:
+    async with playing(saying(final(0), LAST_CHUNK)) as server, adapter(server.url) as made:
+        whole = await (await made.submit(task(deadline_ms=budget))).collect()
+    assert whole.finish_reason == "length"
 
 
 async def test_a_closed_adapter_takes_nothing() -> None:
@@ -481,6 +490,66 @@ async def test_cancel_before_the_head() -> None:
         assert (end.kind, end.finish_reason, end.tokens_out) == ("end", "cancelled", 0)
         await server.connections[-1].over()
         assert not (await made.cancel(request.task_id)).sent
+
+
+async def test_cancel_before_the_head_twice_at_once() -> None:
+    async with playing(engine(nothing)) as server, adapter(server.url) as made:
+        request = task()
+        waiting = asyncio.create_task(made.submit(request))
+        await server.asked("/completion")
+        await asyncio.gather(*(made.cancel(request.task_id) for _ in range(3)))
+        assert shape([event async for event in await waiting]) == ["end:cancelled"]
+
+
+async def test_cancel_before_the_head_from_another_loop() -> None:
+    async with playing(engine(nothing)) as server, adapter(server.url) as made:
+        request = task()
+        waiting = asyncio.create_task(made.submit(request))
+        await server.asked("/completion")
+        receipt = await asyncio.to_thread(asyncio.run, made.cancel(request.task_id))
+        assert receipt.sent
+        assert shape([event async for event in await waiting]) == ["end:cancelled"]
+
+
+async def test_cancels_at_any_time_leave_nothing_behind() -> None:
+    """Cancel at every step a submit can be at: places, sockets and ids all come back."""
+
+    async def script(connection: Connection, _: Received) -> None:
+        await connection.send(STREAM_HEAD)
+        for n in range(1, 50):
+            await connection.send(frame("x", n))
+        await connection.until_closed()
+
+    async def one(made: LlamaCppAdapter, turns: int, how: str) -> None:
+        request = task()
+
+        async def read() -> list[str]:
+            stream = await made.submit(request)
+            return shape([event async for event in stream])
+
+        reader = asyncio.create_task(read())
+        for _ in range(1 + turns):
+            await asyncio.sleep(0)
+        if how == "cancel":
+            receipt = await made.cancel(request.task_id)
+            assert receipt.sent
+            assert (await reader)[-1] == "end:cancelled"
+        else:
+            reader.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reader
+
+    async with playing(engine(script)) as server, adapter(server.url) as made:
+        await made.engine_version()
+        for turns in range(60):
+            for how in ("cancel", "task"):
+                await one(made, turns, how)
+        assert not made._submits
+        await eventually(lambda: not made._streams, "every stream is forgotten")
+        [session] = made._transport._sessions.values()  # type: ignore[attr-defined]
+        pool = session.client._transport._pool
+        await eventually(lambda: not pool._busy, "every connection is back")
+        assert pool._permits._value == module.MAX_REQUESTS
 
 
 async def test_cancel_at_the_same_moment_as_submit() -> None:

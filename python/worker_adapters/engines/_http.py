@@ -10,9 +10,9 @@ import json
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, NoReturn, TypeVar
 from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
@@ -97,16 +97,17 @@ class _Call:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     _waiting: asyncio.Timeout | None = None
 
-    async def wait(self, work: Awaitable[_T], until: float | None) -> _T:
+    async def wait(self, work: Coroutine[Any, Any, _T], until: float | None) -> _T:
         """Await ``work`` until that instant.
 
         Raises TimeoutError, or _CancelledInFlightError once `cancel` is called.
         """
+        if self.cancelled:
+            work.close()
+            raise _CancelledInFlightError
         delay = None if until is None else max(0.0, until - self.clock())
         try:
             async with asyncio.timeout(delay) as self._waiting:
-                if self.cancelled:
-                    self._waiting.reschedule(self.loop.time())
                 return await work
         except TimeoutError:
             if self.cancelled:
@@ -116,8 +117,16 @@ class _Call:
             self._waiting = None
 
     def cancel(self) -> None:
+        """End the waiting; may be called from any loop."""
         self.cancelled = True
-        if self._waiting is not None:
+        if asyncio.get_running_loop() is self.loop:
+            self._stop_waiting()
+        else:
+            with contextlib.suppress(RuntimeError):  # a loop that is closed waits for nothing
+                self.loop.call_soon_threadsafe(self._stop_waiting)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None and not self._waiting.expired():
             self._waiting.reschedule(self.loop.time())
 
     def unary_end(self) -> float | None:
@@ -265,13 +274,11 @@ class HttpAdapter(WorkerAdapter):
         call = self._submits.get(key)
         if call is None:
             return CancelReceipt(method="none", sent=False, elapsed_ms=0.0)
+        call.cancel()
         if call.loop is asyncio.get_running_loop():
-            call.cancel()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await call.over.wait()
-        else:
-            call.loop.call_soon_threadsafe(call.cancel)
         elapsed_ms = round((self._clock() - began) * 1000, 3)
         return CancelReceipt(method="close", sent=True, elapsed_ms=elapsed_ms)
 
@@ -302,7 +309,7 @@ class HttpAdapter(WorkerAdapter):
         inflight = self._streams.get(task.task_id)
         if task.task_id in self._submits or (inflight is not None and not inflight.is_terminal):
             raise self._error(call, "duplicate_id", "a task with this task_id is in flight")
-        if call.deadline_passed:
+        if task.deadline_ms <= 0:
             raise self._error(
                 call, "deadline", "the task's deadline had passed when it was submitted"
             )
@@ -406,6 +413,10 @@ class HttpAdapter(WorkerAdapter):
         request = Request("POST", path, headers, _json(payload))
         decoder.dispatched(self._clock())
         body = await self._head(request, call, decoder)
+        if call.cancelled:
+            # The head came in the same turn of the loop.
+            body.abort()
+            raise _CancelledInFlightError
         events = decoder.head(body.status, body.headers, self._clock())
         if body.status != 200:
             events += await self._error_body(body, call, decoder)
@@ -510,6 +521,8 @@ class HttpAdapter(WorkerAdapter):
             raise self._error(
                 call, detail, phase=progress.phase, processed=progress.processed
             ) from None
+        if call.cancelled:
+            raise _CancelledInFlightError
         if response.status != 200:
             raise classify_response(
                 self.engine,
@@ -541,7 +554,7 @@ class HttpAdapter(WorkerAdapter):
 
     def _parsed(self, body: bytes, call: _Call, read: Callable[[Any], _T]) -> _T:
         try:
-            return read(json.loads(body))
+            return read(json.loads(body, parse_constant=_no_constant))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             # What went wrong in detail would quote the answer, which may quote a prompt.
             raise self._error(call, "bad_json", phase="stream", processed="yes") from None
@@ -579,6 +592,10 @@ def _error_of(events: Iterable[TokenEvent]) -> Exception:
     """Return the error that ended a stream before anybody had it."""
     errors = (event.error for event in events)
     return next(error for error in errors if error is not None)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)  # NaN and Infinity are no JSON, whatever Python thinks
 
 
 def _json(payload: Mapping[str, Any]) -> bytes:

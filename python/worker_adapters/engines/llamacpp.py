@@ -186,13 +186,19 @@ class LlamaCppAdapter(HttpAdapter):
             _require_each(scores, len(task.inputs or ()))
             return Answer(tokens_in=tokens_in, scores=sorted(scores.items()))
         vectors = {
-            int(row["index"]): [float(number) for number in row["embedding"]]
+            int(row["index"]): [_number(number) for number in row["embedding"]]
             for row in answer["data"]
         }
         _require_each(vectors, len(task.inputs or ()) or 1)
         return Answer(
             tokens_in=tokens_in, embeddings=[vectors[index] for index in range(len(vectors))]
         )
+
+
+def _number(value: Any) -> float:
+    if type(value) not in {int, float}:
+        raise TypeError("not a number")
+    return float(value)
 
 
 def _require_each(found: Mapping[int, Any], wanted: int) -> None:

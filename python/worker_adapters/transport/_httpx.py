@@ -262,7 +262,8 @@ class _Trace:
             self._progress.phase = step
             bound = self._bounds.get(step)
             now = asyncio.get_running_loop().time()
-            self._clock.reschedule(None if bound is None else now + bound)
+            if not self._clock.expired():
+                self._clock.reschedule(None if bound is None else now + bound)
         elif event == "http11.receive_response_headers.complete":
             self._progress.status = info["return_value"][1]
 
