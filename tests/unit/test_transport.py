@@ -6,8 +6,10 @@ import asyncio
 import errno
 import gc
 import logging
+import shutil
 import socket
 import ssl
+import subprocess
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,7 @@ from worker_adapters.transport._httpx import HttpxTransport
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.unit.wire import Connection
+    from tests.unit.wire import Connection, Script, Server
     from worker_adapters.transport import ByteStream
 
 GET = Request("GET", "/x")
@@ -677,3 +679,103 @@ def test_malformed_base_urls(url: str, why: str) -> None:
         validate_base_url(url)
     assert why in str(caught.value)
     assert "hunter22" not in str(caught.value)
+
+
+# TLS.
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Return a certificate for ``localhost`` that signs itself, and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    paths = str(folder / "cert.pem"), str(folder / "key.pem")
+    subprocess.run(
+        [
+            *(openssl, "req", "-x509", "-nodes", "-days", "1"),
+            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-out", paths[0], "-keyout", paths[1]),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return paths
+
+
+@asynccontextmanager
+async def secured(certificate: tuple[str, str], script: Script) -> AsyncIterator[Server]:
+    """Play ``script`` behind TLS, under the name ``localhost``."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    async with playing(script, tls=context) as server:
+        server.url = server.url.replace("http://127.0.0.1", "https://localhost")
+        yield server
+
+
+@pytest.fixture
+def trusted(certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust the certificate as if a known authority had signed it."""
+    context = ssl.create_default_context(cafile=certificate[0])
+    monkeypatch.setattr(httpx, "create_ssl_context", lambda **_: context)
+
+
+async def test_an_unknown_authority(certificate: tuple[str, str]) -> None:
+    async with (
+        secured(certificate, raw(answer("ok"))) as server,
+        transport_to(server.url) as transport,
+    ):
+        error = await failure(opened(transport))
+    assert (error.detail, error.phase, error.processed) == ("tls_verify", "tls", "no")
+
+
+@pytest.mark.usefixtures("trusted")
+async def test_a_wrong_name(certificate: tuple[str, str]) -> None:
+    async with secured(certificate, raw(answer("ok"))) as server:
+        url = server.url.replace("localhost", "127.0.0.1")
+        async with transport_to(url) as transport:
+            error = await failure(opened(transport))
+    assert (error.detail, error.phase) == ("tls_verify", "tls")
+
+
+@pytest.mark.usefixtures("trusted")
+async def test_tls_all_the_way(certificate: tuple[str, str]) -> None:
+    pad = b"x" * 100_000
+
+    async def script(connection: Connection) -> None:
+        while True:
+            await connection.request()
+            await connection.send(STREAM_HEAD, chunk(pad), chunk(pad), LAST_CHUNK)
+
+    async with secured(certificate, script) as server, transport_to(server.url) as transport:
+        for _ in range(3):
+            body = await opened(transport, POST)
+            assert await read_body(body, 1_000_000) == (pad + pad, True)
+            await body.aclose()
+    assert len(server.connections) == 1
+
+
+@pytest.mark.usefixtures("trusted")
+async def test_abort_and_truncation_over_tls(certificate: tuple[str, str]) -> None:
+    async def script(connection: Connection) -> None:
+        if (await connection.request()).body:
+            await connection.send(STREAM_HEAD, chunk(b"first"))
+            await connection.until_closed()
+        else:
+            await connection.send(STREAM_HEAD, chunk(b"first"))
+
+    async with secured(certificate, script) as server, transport_to(server.url) as transport:
+        body = await opened(transport, POST)
+        assert await body.read() == b"first"
+        reader = asyncio.create_task(failure(body.read()))
+        await asyncio.sleep(0)
+        body.abort()
+        await reader
+        await body.aclose()
+        await server.connections[0].over()
+        cut = await opened(transport)
+        assert await cut.read() == b"first"
+        assert (await failure(cut.read())).detail == "truncated"
+        await cut.aclose()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -108,7 +109,7 @@ class Server:
 
 
 @asynccontextmanager
-async def playing(script: Script) -> AsyncIterator[Server]:
+async def playing(script: Script, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
     """Play ``script`` on every connection. An exception in it fails the test."""
     server = Server("")
     failures: list[BaseException] = []
@@ -133,7 +134,7 @@ async def playing(script: Script) -> AsyncIterator[Server]:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
-    listener = await asyncio.start_server(play, "127.0.0.1", 0)
+    listener = await asyncio.start_server(play, "127.0.0.1", 0, ssl=tls)
     host, port = listener.sockets[0].getsockname()[:2]
     server.url = f"http://{host}:{port}"
     try:
