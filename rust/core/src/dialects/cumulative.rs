@@ -34,7 +34,17 @@ impl Cumulative {
             return self.whole.get(from..self.handed_on);
         }
         // A frame may show less than the one before while a character is incomplete.
-        handed_on.starts_with(certain).then_some("")
+        let is_less = handed_on.starts_with(certain);
+        self.whole.truncate(self.handed_on);
+        is_less.then_some("")
+    }
+
+    /// As [`extend`](Self::extend), with the last text there is: nothing is held back.
+    pub(crate) fn complete(&mut self, whole: &str) -> Option<&str> {
+        let from = self.handed_on;
+        self.extend(whole)?;
+        self.handed_on = self.whole.len();
+        self.whole.get(from..)
     }
 
     /// What was held back, now that nothing follows.
@@ -71,6 +81,18 @@ mod tests {
         assert_eq!(deltas(&texts), some(&["a", "", "", "🙂", "!", ""]));
         assert_eq!(deltas(&["a", "a\u{FFFD}"]), some(&["a", "", "\u{FFFD}"]));
         assert_eq!(deltas(&["a\u{FFFD}", "a", "a\u{FFFD}b"]), some(&["a", "", "\u{FFFD}b", ""]));
+    }
+
+    #[test]
+    fn the_last_text_is_handed_on_whole() {
+        let mut cumulative = Cumulative::default();
+        assert_eq!(cumulative.extend("a\u{FFFD}"), Some("a"));
+        assert_eq!(cumulative.complete("a b\u{FFFD}"), Some(" b\u{FFFD}"));
+        assert_eq!(cumulative.rest(), "");
+        assert_eq!(cumulative.complete("c"), None);
+        let mut cumulative = Cumulative::default();
+        assert_eq!(cumulative.extend("ab\u{FFFD}"), Some("ab"));
+        assert_eq!(cumulative.complete("a"), Some(""));
     }
 
     #[test]

@@ -150,6 +150,7 @@ impl FrameParser for LlamaCpp {
         if !frame.is_progress {
             frame.ids.iter().for_each(|id| sink.token_id(*id));
         }
+        let has_logprobs = !frame.logprobs.is_empty();
         frame.logprobs.into_iter().for_each(|logprob| sink.logprob(logprob));
         sink.text(Channel::Content, text);
         if frame.stop {
@@ -171,7 +172,7 @@ impl FrameParser for LlamaCpp {
             }
             sink.end();
         } else if let ([Some(content), Some(token), Some(predicted)], false) =
-            (frame.holes, frame.is_progress)
+            (frame.holes, frame.is_progress || has_logprobs)
         {
             self.template.learn(event.data, [content, token, predicted]);
         }

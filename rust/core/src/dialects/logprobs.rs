@@ -47,6 +47,21 @@ pub(crate) fn read_openai(reader: &mut Reader<'_>) -> Result<Vec<Logprob>, JsonE
     Ok(entries)
 }
 
+/// How many entries [`read_openai`] would give, without reading them.
+pub(crate) fn count_openai(reader: &mut Reader<'_>) -> Result<u64, JsonError> {
+    let mut count = 0;
+    reader.object(|key, reader| {
+        if !matches!(key, "content" | "tokens") || reader.peek()? != Kind::Array {
+            return reader.skip();
+        }
+        reader.array(|_, reader| {
+            count += 1;
+            reader.skip()
+        })
+    })?;
+    Ok(count)
+}
+
 /// `{token: logprob}`, or null.
 fn read_map(reader: &mut Reader<'_>) -> Result<Vec<Logprob>, JsonError> {
     let mut entries = Vec::new();
@@ -179,5 +194,9 @@ mod tests {
             [("hre", Some(390), Some(-0.5), 0), ("", Some(5), Some(-1.0), 0)]
         );
         assert!(read_openai(&mut Reader::new("null")).unwrap().is_empty());
+        for (text, count) in [(chat, 1), (plain, 2), (r#"{"content":null,"refusal":[]}"#, 0)] {
+            assert_eq!(count_openai(&mut Reader::new(text)).unwrap(), count, "{text}");
+            assert_eq!(read_openai(&mut Reader::new(text)).unwrap().len() as u64, count, "{text}");
+        }
     }
 }

@@ -71,6 +71,8 @@ struct Choice<'a> {
     matched: Option<&'a str>,
     /// How many ids the chunk lists.
     id_count: Option<u64>,
+    /// How many tokens the chunk gives log probabilities of.
+    logprob_count: Option<u64>,
     ids: Vec<u64>,
     logprobs: Vec<Logprob>,
 }
@@ -158,8 +160,13 @@ impl<'a> Choice<'a> {
                     choice.matched = Some(reader.raw_value()?).filter(|value| *value != "null");
                 }
                 "token_ids" => choice.read_ids(reader, wanted)?,
-                "logprobs" if wanted.logprobs => {
-                    choice.logprobs = super::logprobs::read_openai(reader)?;
+                "logprobs" if reader.peek()? == Kind::Object => {
+                    choice.logprob_count = Some(if wanted.logprobs {
+                        choice.logprobs = super::logprobs::read_openai(reader)?;
+                        choice.logprobs.len() as u64
+                    } else {
+                        super::logprobs::count_openai(reader)?
+                    });
                 }
                 _ => reader.skip()?,
             }
@@ -210,8 +217,10 @@ impl<'a> Delta<'a> {
                     }
                 }
                 "role" => {
-                    delta.has_role = true;
-                    reader.skip()?;
+                    delta.has_role = !reader.take_null()?;
+                    if delta.has_role {
+                        reader.skip()?;
+                    }
                 }
                 _ => reader.skip()?,
             }
@@ -294,16 +303,14 @@ impl FrameParser for OpenAi {
             |text: &Option<Placed<'_>>| text.as_ref().is_some_and(|(text, _)| !text.is_empty());
         let has_text = has(&content) || has(&reasoning) || tool_calls.is_some();
         let is_held = !has_text && !has_role && choice.finish_reason.is_none();
-        match chunk.usage.and_then(|usage| usage.tokens_out) {
-            // On a last chunk it counts the tokens that had no text, too.
-            Some(total) if has_text || is_held => sink.tokens(Count::Total(total)),
-            _ if choice.id_count.is_some() => {
-                sink.tokens(Count::More(choice.id_count.unwrap_or_default()));
-            }
-            None if has_text || is_held => {
-                sink.tokens(Count::More((choice.logprobs.len() as u64).max(1)));
-            }
-            _ => {}
+        // The best witness there is of how many tokens the chunk stands for. A chunk without text,
+        // even the last one, may list some.
+        let listed = choice.id_count.or(choice.logprob_count.filter(|count| *count > 0));
+        match (chunk.usage.and_then(|usage| usage.tokens_out), listed) {
+            (Some(total), _) => sink.tokens(Count::Total(total)),
+            (None, Some(count)) => sink.tokens(Count::More(count)),
+            (None, None) if has_text || is_held => sink.tokens(Count::More(1)),
+            (None, None) => {}
         }
         choice.ids.iter().for_each(|id| sink.token_id(*id));
         choice.logprobs.into_iter().for_each(|logprob| sink.logprob(logprob));
@@ -329,6 +336,8 @@ impl FrameParser for OpenAi {
             && tool_calls.is_none()
             && chunk.usage.is_none()
             && chunk.other_choices == 0
+            && choice.id_count.is_none()
+            && choice.logprob_count.is_none()
         {
             let (channel, hole) = match (content, reasoning) {
                 (Some((_, hole)), None) => (Channel::Content, hole),

@@ -244,19 +244,24 @@ impl FrameParser for SgLang {
             self.settle_mode(ids, total);
             sink.tokens(Count::Total(total));
             sink.tokens_out(total);
+        } else if frame.text.is_some_and(|text| !text.is_empty()) {
+            sink.tokens(Count::More(1));
         }
         self.report_details(&mut frame, sink);
         let text = frame.text.map_or("", |text| text.value_in(&mut self.scratch));
+        let fault = JsonError { kind: JsonErrorKind::Type, offset: 0 };
         if self.mode == TextMode::Delta {
             // What the first frame held back before it was known to be a delta.
-            sink.text(Channel::Content, self.cumulative.rest());
-            sink.text(Channel::Content, text);
+            match self.cumulative.rest() {
+                "" => sink.text(Channel::Content, text),
+                held => sink.text(Channel::Content, &format!("{held}{text}")),
+            }
+        } else if finish.is_some() {
+            sink.text(Channel::Content, self.cumulative.complete(text).ok_or(fault)?);
         } else {
-            let fault = JsonError { kind: JsonErrorKind::Type, offset: 0 };
             sink.text(Channel::Content, self.cumulative.extend(text).ok_or(fault)?);
         }
         if let Some(finish) = finish {
-            sink.text(Channel::Content, self.cumulative.rest());
             if let Some(matched) = finish.matched {
                 sink.stop_reason(&super::plain_value(matched));
             }

@@ -25,7 +25,8 @@ pub struct Triton {
     wanted: Wanted,
     /// All text so far, where frames repeat it.
     cumulative: Option<Cumulative>,
-    /// The prompt, where the model puts it before its answer.
+    /// The sum of the frames' `num_output_tokens`.
+    tokens_out: u64,
     scratch: String,
 }
 
@@ -130,7 +131,12 @@ impl FrameParser for Triton {
             text = cumulative.extend(text).ok_or(fault)?;
         }
         match frame.tokens_out {
-            Some(tokens) => sink.tokens(Count::More(tokens)),
+            // Per frame, not so far.
+            Some(tokens) => {
+                self.tokens_out = self.tokens_out.saturating_add(tokens);
+                sink.tokens(Count::Total(self.tokens_out));
+                sink.tokens_out(self.tokens_out);
+            }
             None if frame.text.is_some_and(|text| !text.is_empty()) => sink.tokens(Count::More(1)),
             None => {}
         }
