@@ -191,7 +191,7 @@ class StreamDecoder:
 
     ``engine`` names the wire dialect (`dialects()` lists them); ``options`` are the dialect's
     own. ``started`` holds what the started event reports beside what the engine says
-    (``queue_position``, ``predicted_start_ms``, ``engine_version``, ``model``, ``model_digest``,
+    (``engine``, where it is not called like its dialect, ``queue_position``, ``predicted_start_ms``, ``engine_version``, ``model``, ``model_digest``,
     ``seed``, ``sampler_profile_version``, ``correlation_id``). Raises ValueError for an unknown
     engine, option or key.
     """

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Final, Literal, Self
 from uuid import UUID
 
 from worker_adapters._core import StreamDecoder, TokenEvent
@@ -168,6 +168,7 @@ class TokenStream:
     __slots__ = (
         "__weakref__",
         "_body",
+        "_cancel_kind",
         "_cancelled",
         "_clock",
         "_closed",
@@ -190,9 +191,15 @@ class TokenStream:
         *,
         events: Iterable[TokenEvent] = (),
         clock: Callable[[], float] = time.monotonic,
-        on_terminal: Callable[[TokenEvent], None] | None = None,
+        on_terminal: Callable[[TokenEvent | None], None] | None = None,
+        cancel_kind: Literal["close", "close+abort"] = "close",
     ) -> None:
-        """Adapters make streams. ``events`` is what ``decoder`` has produced so far."""
+        """Adapters make streams. ``events`` is what ``decoder`` has produced so far.
+
+        ``on_terminal`` is called once: with the terminal event, or with None when the stream is
+        dropped before it; then possibly in another thread.
+        """
+        self._cancel_kind: Literal["close", "close+abort"] = cancel_kind
         self._body = body
         self._task_id = task_id
         self._decoder = decoder
@@ -277,7 +284,7 @@ class TokenStream:
         if sent and body is not None:
             await self._close(body)
         return CancelReceipt(
-            method="close" if sent else "none",
+            method=self._cancel_kind if sent else "none",
             sent=sent,
             elapsed_ms=round((self._clock() - began) * 1000, 3),
         )
@@ -308,6 +315,8 @@ class TokenStream:
         if body is not None:
             self._stop_timer()
             body.abort()
+            if self._on_terminal is not None and not self._decoder.is_terminal:
+                self._on_terminal(None)
 
     def _cancel_now(self) -> bool:
         """End the stream here and now; whether there was anything to end."""

@@ -289,6 +289,8 @@ class WorkerIdentity(Contract):
     model_digest: str | None = None
     ctx_max: Count32 | None = None
     """Context length of one task, in tokens."""
+    max_tokens_out: Count32 | None = None
+    """The most tokens one task may generate, where that is less than the context."""
     model_meta: dict[str, int | float | str] | None = None
     """What else identifies the model: size, parameters, quantisation."""
     details: dict[str, bool | int | float | str] = Field(default_factory=dict)

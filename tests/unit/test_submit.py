@@ -37,6 +37,7 @@ from worker_adapters import (
     Timeouts,
     WorkerAdapter,
     WorkerError,
+    WorkerIdentity,
     WorkerReset,
 )
 from worker_adapters.transport import _httpx as module
@@ -93,10 +94,11 @@ async def test_an_extension_the_engine_is_not_told_of() -> None:
         **fields(extensions={"stop": ["x"], "lora": "l"}),
     )
     async with adapter("http://127.0.0.1:1") as made:
+        made._identity = WorkerIdentity(engine_version="b1234")
         error = await refused(made.submit(beyond))
     assert isinstance(error, AdapterError)
     assert (error.code, error.detail) == ("INVALID_PARAMS", "unsupported")
-    assert "lora, stop" in error.message
+    assert error.message == "llamacpp b1234 does not support lora"
 
 
 @pytest.mark.parametrize("budget", [0, -1, -(2**63)])

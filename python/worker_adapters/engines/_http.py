@@ -10,33 +10,38 @@ import json
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, NoReturn, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, Final, Literal, NoReturn, TypeVar
 from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
-from pydantic import SecretStr
-
 from worker_adapters._core import (
     ErrorRules,
-    Redactor,
     StreamDecoder,
     TokenEvent,
     classify_response,
     make_error,
 )
 from worker_adapters.adapter import TokenStream, WorkerAdapter
+from worker_adapters.capabilities import AdapterCapabilities, Feature, Source
 from worker_adapters.contract import (
     CancelReceipt,
+    ExpectedModel,
     SamplerProfile,
     SubmitContext,
     TaskRequest,
     Timeouts,
     WorkerHealth,
     WorkerIdentity,
+    WorkerProps,
 )
+from worker_adapters.engines._call import Call, CancelledInFlightError
+from worker_adapters.engines._credentials import ApiKey, Credentials
+from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported
 from worker_adapters.errors import WorkerError
+from worker_adapters.extensions import FEATURES, Constraint
 from worker_adapters.transport import (
     MAX_ANSWER_BYTES,
     MAX_ERROR_BYTES,
@@ -52,93 +57,32 @@ from worker_adapters.transport import (
 )
 from worker_adapters.transport._httpx import Client, HttpxTransport
 
-__all__ = ["Answer", "Dispatch", "HttpAdapter"]
+__all__ = ["Answer", "Call", "Dispatch", "HttpAdapter", "Unsupported"]
+
+_Call = Call
 
 ERROR_BODY_SECONDS: Final = 2.0
 """How long the body of an error answer may take once its head is there."""
 
+ABORT_SECONDS: Final = 2.0
+"""How long the engine's own abort may take; the stream has ended whatever comes of it."""
+
+CAPABILITIES_SECONDS: Final = 30.0
+"""How old what the engine told of itself may be when capabilities are asked for."""
+
+FLAP_SECONDS: Final = 10.0
+"""For how long after a good probe a single bad one is not believed."""
+
+_EXTENSIONS: Final = sorted(
+    (FEATURES - {"constraint", "messages"})
+    | {f"constraint.{kind}" for kind in Constraint.model_fields}
+)
+"""What a capability document says of the extensions, one feature each."""
+
+_FLEETING: Final = frozenset(("unary_timeout", "connect_timeout", "reset", "truncated"))
+"""What can befall a probe of an engine that is well."""
+
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a unary workload produced: vectors or scores in input order, and the tokens it read."""
-
-    tokens_in: int | None = None
-    embeddings: list[list[float]] | None = None
-    scores: list[tuple[int, float]] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Dispatch:
-    """A task as it is about to be sent: what the request says beyond the task itself."""
-
-    task: TaskRequest
-    seed: int | None
-    profile: SamplerProfile | None
-
-
-class _CancelledInFlightError(Exception):
-    """The task was cancelled while its submit was waiting."""
-
-
-@dataclass(eq=False)
-class _Call:
-    """One exchange that somebody waits for: how far it is, and how to stop the waiting."""
-
-    clock: Callable[[], float]
-    timeouts: Timeouts
-    correlation_id: str
-    deadline: float | None = None
-    """Instant at which the task's time is up."""
-    progress: Progress = field(default_factory=Progress)
-    cancelled: bool = False
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-    _waiting: asyncio.Timeout | None = None
-
-    async def wait(self, work: Coroutine[Any, Any, _T], until: float | None) -> _T:
-        """Await ``work`` until that instant.
-
-        Raises TimeoutError, or _CancelledInFlightError once `cancel` is called.
-        """
-        if self.cancelled:
-            work.close()
-            raise _CancelledInFlightError
-        delay = None if until is None else max(0.0, until - self.clock())
-        try:
-            async with asyncio.timeout(delay) as self._waiting:
-                return await work
-        except TimeoutError:
-            if self.cancelled:
-                raise _CancelledInFlightError from None
-            raise
-        finally:
-            self._waiting = None
-
-    def cancel(self) -> None:
-        """End the waiting; may be called from any loop."""
-        self.cancelled = True
-        if asyncio.get_running_loop() is self.loop:
-            self._stop_waiting()
-        else:
-            with contextlib.suppress(RuntimeError):  # a loop that is closed waits for nothing
-                self.loop.call_soon_threadsafe(self._stop_waiting)
-
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None and not self._waiting.expired():
-            self._waiting.reschedule(self.loop.time())
-
-    def unary_end(self) -> float | None:
-        """Return the instant at which a call without a stream has to be over."""
-        unary = self.timeouts.unary
-        ends = (None if unary is None else self.clock() + unary, self.deadline)
-        return min((end for end in ends if end is not None), default=None)
-
-    @property
-    def deadline_passed(self) -> bool:
-        # A loop may ring a hair early; a call that ended at its deadline ended because of it.
-        return self.deadline is not None and self.deadline - self.clock() <= 1e-3
 
 
 class HttpAdapter(WorkerAdapter):
@@ -146,7 +90,12 @@ class HttpAdapter(WorkerAdapter):
 
     Args:
         base_url: ``http[s]://host[:port][/prefix]`` of the engine.
-        api_key: Sent as ``Authorization: Bearer``; shows in no repr, error or log.
+        api_key: Sent as ``Authorization: Bearer``; shows in no repr, error or log. A string or
+            `SecretStr`; a path of a file that holds it; or a function that returns it.
+        model: The name to ask the engine for, where it serves models by name; the one it serves
+            when unset.
+        expect: The model the pool expects; while the engine says that it has another, it is not
+            ready and tasks are refused.
         pool_id: The pool this engine belongs to.
         replica_id: Which replica of the pool it is.
         sampler_profiles: What ``TaskRequest.sampler_profile_version`` may name.
@@ -169,12 +118,21 @@ class HttpAdapter(WorkerAdapter):
     """Which of `TaskExtensions.used` the engine is told; the others are refused."""
     keeps_after_stream: ClassVar[bool] = True
     """Whether the engine keeps a connection open after a stream, so that it can be used again."""
+    workloads: ClassVar[tuple[Literal["completion", "embedding", "rerank"], ...]] = ("completion",)
+    """What the engine can be asked for; what it has loaded may still refuse."""
+    cancel_kind: ClassVar[Literal["close", "close+abort", "none"]] = "close"
+    cancel_in_prefill: ClassVar[Literal["yes", "no", "unknown"]] = "unknown"
+    """Whether cancelling frees the engine while it still reads the prompt."""
+    determinism: ClassVar[Literal["strict", "best_effort", "none"]] = "best_effort"
+    """What ``determinism="strict"`` can promise."""
 
     def __init__(
         self,
         base_url: str,
         *,
-        api_key: str | SecretStr | None = None,
+        api_key: ApiKey | None = None,
+        model: str | None = None,
+        expect: ExpectedModel | None = None,
         pool_id: str = "default",
         replica_id: str = "0",
         sampler_profiles: Iterable[SamplerProfile] = (),
@@ -188,14 +146,18 @@ class HttpAdapter(WorkerAdapter):
         self.replica_id = replica_id
         self._timeouts = self.default_timeouts if timeouts is None else timeouts
         self._profiles = _by_version(sampler_profiles)
-        self._redactor, headers = _credentials(api_key)
-        self._transport: Transport = HttpxTransport(
-            self.base_url, headers=headers, client=http_client
-        )
+        self._credentials = Credentials(api_key)
+        self._model = model
+        self._expect = expect
+        self._transport: Transport = HttpxTransport(self.base_url, client=http_client)
         self._clock = clock
         self._rng = random.SystemRandom() if rng is None else rng
         self._identity: WorkerIdentity | None = None
-        self._submits: dict[UUID, _Call] = {}
+        self._ready_at: float | None = None
+        self._capabilities: AdapterCapabilities | None = None
+        self._capabilities_at = 0.0
+        self._aborts: set[asyncio.Task[None]] = set()
+        self._submits: dict[UUID, Call] = {}
         self._streams: WeakValueDictionary[UUID, TokenStream] = WeakValueDictionary()
         self._closed = False
 
@@ -208,7 +170,7 @@ class HttpAdapter(WorkerAdapter):
     # What an engine's own module says.
 
     @abstractmethod
-    async def _ask_identity(self, call: _Call) -> WorkerIdentity:
+    async def _ask_identity(self, call: Call) -> WorkerIdentity:
         """Ask for what a submit needs to know of the engine, in one request."""
 
     @abstractmethod
@@ -216,7 +178,7 @@ class HttpAdapter(WorkerAdapter):
         """Return path and payload of a streamed completion."""
 
     @abstractmethod
-    def _unary_request(self, task: TaskRequest) -> tuple[str, Mapping[str, Any]]:
+    def _unary_request(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
         """Return path and payload of an embedding or a rerank."""
 
     @abstractmethod
@@ -226,15 +188,113 @@ class HttpAdapter(WorkerAdapter):
         Raises KeyError, TypeError, ValueError or IndexError for one of another shape.
         """
 
+    def _dialect(self, dispatch: Dispatch) -> str:
+        """Name the wire dialect that the answer to this task will have."""
+        return self.dialect
+
+    def _dialect_options(self, dispatch: Dispatch) -> Mapping[str, str]:
+        """Return what the dialect has to be told beside what the task asks for."""
+        return {}
+
+    def _submit_headers(self, dispatch: Dispatch) -> Headers:
+        """Return headers of this task's request beside those of every request."""
+        return ()
+
+    def _abort_request(self, dispatch: Dispatch) -> Request | None:
+        """Return the engine's own abort of this task, if it has one.
+
+        It must name the task: an abort without an id would end other people's.
+        """
+        return None
+
+    def _features(self, identity: WorkerIdentity | None) -> Mapping[str, Feature]:
+        """Return features beside those that follow from the class, or in their place."""
+        return {}
+
+    async def _probe_health(self, call: Call) -> None:
+        """Return when the engine is ready. Raises WorkerError, saying why, when it is not."""
+        await self._get(self.health_path, call)
+
     # The contract.
 
     async def health(self, *, timeouts: Timeouts | None = None) -> WorkerHealth:
-        """Ask the engine's health route. See `WorkerAdapter.health`."""
+        """Ask whether the engine is ready. See `WorkerAdapter.health`.
+
+        A probe that times out or is cut off is tried once more when the one before it, less than
+        `FLAP_SECONDS` ago, found the engine ready.
+        """
+        call = self._call(timeouts)
+        now = self._clock()
+        was_ready = self._ready_at is not None and now - self._ready_at < FLAP_SECONDS
         try:
-            await self._get(self.health_path, self._call(timeouts))
+            try:
+                await self._probe_health(call)
+            except WorkerError as error:
+                if not was_ready or error.detail not in _FLEETING:
+                    raise
+                await self._probe_health(self._call(timeouts))
+            if self._expect is not None:
+                identity = await self._refresh_identity(call)
+                if self._expect.differs_from(identity):
+                    self._ready_at = None
+                    return WorkerHealth(live=True, ready=False, reason="wrong_model")
         except WorkerError as error:
+            self._ready_at = None
             return WorkerHealth(live=error.status is not None, ready=False, reason=error.detail)
+        self._ready_at = self._clock()
         return WorkerHealth(live=True, ready=True)
+
+    async def capabilities(self, *, timeouts: Timeouts | None = None) -> AdapterCapabilities:
+        """Return what this adapter can do, from answers at most `CAPABILITIES_SECONDS` old.
+
+        Raises WorkerError when the engine has to be asked and cannot be.
+        """
+        age = self._clock() - self._capabilities_at
+        if self._capabilities is None or age >= CAPABILITIES_SECONDS:
+            call = self._call(timeouts)
+            identity: WorkerIdentity | None = None
+            with contextlib.suppress(WorkerError):
+                # An engine that does not tell what it is can still be asked for its slots.
+                identity = await self._refresh_identity(call)
+            props = await self.props(timeouts=timeouts)
+            self._capabilities = self._describe(identity, props)
+            self._capabilities_at, age = self._clock(), 0.0
+        return self._capabilities.model_copy(update={"age_ms": round(age * 1000)})
+
+    def _describe(self, identity: WorkerIdentity | None, props: WorkerProps) -> AdapterCapabilities:
+        told: dict[str, Any] = {"slots_total": props.slots_total}
+        if identity is not None:
+            told |= {
+                "engine_version": identity.engine_version,
+                "model": identity.model,
+                "ctx_max": identity.ctx_max,
+                "max_tokens_out": identity.max_tokens_out,
+            }
+        sources: dict[str, Source] = {
+            name: "engine" for name, value in told.items() if value is not None
+        }
+        facts: dict[str, bool | str] = {
+            "streaming": True,
+            "seed": True,
+            "cancel": self.cancel_kind,
+            "cancel_in_prefill": self.cancel_in_prefill,
+            "determinism": self.determinism,
+            "chat": "messages" in self.translates,
+            "embeddings": "embedding" in self.workloads,
+            "rerank": "rerank" in self.workloads,
+            "metrics": False,
+        }
+        for name in _EXTENSIONS:
+            facts[name] = name in self.translates
+        features = {name: Feature(value=value, source="adapter") for name, value in facts.items()}
+        return AdapterCapabilities(
+            engine=self.engine,
+            sampler_profile_versions=tuple(self._profiles),
+            supported_workloads=self.workloads,
+            features=features | dict(self._features(identity)),
+            sources=sources,
+            **told,
+        )
 
     async def engine_version(self, *, timeouts: Timeouts | None = None) -> str:
         """Ask the engine which build it is. See `WorkerAdapter.engine_version`."""
@@ -289,22 +349,19 @@ class HttpAdapter(WorkerAdapter):
             call.cancel()
         for stream in list(self._streams.values()):
             await stream.cancel()
+        if self._aborts:
+            await asyncio.wait(set(self._aborts), timeout=ABORT_SECONDS)
         await self._transport.aclose()
 
     # A submit, step by step.
 
-    def _checked(self, task: TaskRequest, call: _Call) -> Dispatch:
+    def _checked(self, task: TaskRequest, call: Call) -> Dispatch:
         """Refuse what needs no engine to be refused."""
         if self._closed:
             raise self._error(call, "closed", "the adapter has been closed")
         if task.engine != self.engine:
             raise self._error(
                 call, "invalid_request", f"the task is for {task.engine}, this is {self.engine}"
-            )
-        used = frozenset() if task.extensions is None else task.extensions.used()
-        if unknown := sorted(used - self.translates):
-            raise self._error(
-                call, "unsupported", f"{self.engine} is not told of {', '.join(unknown)}"
             )
         inflight = self._streams.get(task.task_id)
         if task.task_id in self._submits or (inflight is not None and not inflight.is_terminal):
@@ -318,38 +375,70 @@ class HttpAdapter(WorkerAdapter):
             profile = self._profiles.get(task.sampler_profile_version)
             if profile is None:
                 raise self._error(call, "invalid_request", "no sampler profile has this version")
+        # Not the task's id alone: a task may be submitted again after it has ended.
+        request_id = f"{task.task_id.hex}-{uuid4().hex[:8]}"
         if task.workload != "completion":
-            return Dispatch(task, None, profile)
+            return Dispatch(task, None, profile, request_id=request_id)
         seed = task.seed
         if seed is None:
             seed = self._rng.randrange(self.max_seed + 1)
         elif not 0 <= seed <= self.max_seed:
             raise self._error(call, "invalid_request", f"seed must be from 0 to {self.max_seed}")
-        return Dispatch(task, seed, profile)
+        return Dispatch(task, seed, profile, request_id=request_id)
 
     async def _dispatched(
-        self, dispatch: Dispatch, context: SubmitContext, call: _Call
+        self, dispatch: Dispatch, context: SubmitContext, call: Call
     ) -> TokenStream:
-        task = dispatch.task
-        identity: WorkerIdentity | None = None
         try:
-            identity = await self._known_identity(call)
-            if identity is not None and task.ctx > (identity.ctx_max or task.ctx):
-                raise self._error(
-                    call,
-                    "context_overflow",
-                    f"ctx {task.ctx} exceeds the engine's context of {identity.ctx_max} tokens",
-                )
-            decoder = self._decoder(dispatch, context, call, identity)
-            if task.workload == "completion":
-                return await self._stream(dispatch, context, call, decoder)
-            return await self._unary_stream(task, context, call, decoder)
-        except _CancelledInFlightError:
-            decoder = self._decoder(dispatch, context, call, identity)
+            dispatch = replace(
+                dispatch, identity=await self._known_identity(call), model=self._model
+            )
+            self._check_engine(dispatch, call)
+            decoder = self._decoder(dispatch, context, call)
+            try:
+                if dispatch.task.workload == "completion":
+                    return await self._stream(dispatch, context, call, decoder)
+                return await self._unary_stream(dispatch, context, call, decoder)
+            except Unsupported as refusal:
+                raise self._unsupported(dispatch, refusal.field, call, refusal.why) from None
+        except CancelledInFlightError:
+            if call.progress.phase in {"write", "head"} and dispatch.task.workload == "completion":
+                abort = self._prepared_abort(dispatch, call)
+                if abort is not None:
+                    self._abort_soon(abort)
+            decoder = self._decoder(dispatch, context, call)
             events = decoder.cancel(self._clock())
-            return TokenStream(task.task_id, decoder, None, events=events, clock=self._clock)
+            return TokenStream(
+                dispatch.task.task_id, decoder, None, events=events, clock=self._clock
+            )
 
-    async def _known_identity(self, call: _Call) -> WorkerIdentity | None:
+    def _check_engine(self, dispatch: Dispatch, call: Call) -> None:
+        """Refuse what this engine, as far as it tells, cannot do. Raises WorkerError."""
+        task, identity = dispatch.task, dispatch.identity
+        if task.workload not in self.workloads:
+            raise self._unsupported(dispatch, f"workload {task.workload}", call)
+        if unknown := sorted(dispatch.extensions.used() - self.translates):
+            raise self._unsupported(dispatch, ", ".join(unknown), call)
+        if identity is None:
+            return
+        if self._expect is not None and self._expect.differs_from(identity):
+            raise self._error(call, "wrong_model", "the engine has another model loaded")
+        if task.ctx > (identity.ctx_max or task.ctx):
+            raise self._error(
+                call,
+                "context_overflow",
+                f"ctx {task.ctx} exceeds the engine's context of {identity.ctx_max} tokens",
+            )
+
+    def _unsupported(self, dispatch: Dispatch, field: str, call: Call, why: str = "") -> Exception:
+        identity = dispatch.identity
+        version = "of unknown version" if identity is None else identity.engine_version
+        because = f": {why}" if why else ""
+        return self._error(
+            call, "unsupported", f"{self.engine} {version} does not support {field}{because}"
+        )
+
+    async def _known_identity(self, call: Call) -> WorkerIdentity | None:
         """Return the engine's identity, asked for once; None where it will not tell."""
         if self._identity is None:
             try:
@@ -361,7 +450,7 @@ class HttpAdapter(WorkerAdapter):
             call.progress.phase = "queue"
         return self._identity
 
-    async def _refresh_identity(self, call: _Call) -> WorkerIdentity:
+    async def _refresh_identity(self, call: Call) -> WorkerIdentity:
         try:
             self._identity = await self._ask_identity(call)
         except WorkerError as error:
@@ -374,18 +463,18 @@ class HttpAdapter(WorkerAdapter):
         if kind in {"WorkerReset", "PoolUnavailable"}:
             self._identity = None
 
-    def _decoder(
-        self,
-        dispatch: Dispatch,
-        context: SubmitContext,
-        call: _Call,
-        identity: WorkerIdentity | None,
-    ) -> StreamDecoder:
-        timeouts = call.timeouts
-        profile = dispatch.profile
+    def _decoder(self, dispatch: Dispatch, context: SubmitContext, call: Call) -> StreamDecoder:
+        timeouts, identity, profile = call.timeouts, dispatch.identity, dispatch.profile
+        options = dict(self._dialect_options(dispatch))
+        if dispatch.extensions.token_ids:
+            options["token_ids"] = "true"  # noqa: S105 - an option, not a password
+        if dispatch.extensions.logprobs is not None:
+            options["logprobs"] = "true"
         return StreamDecoder(
-            self.dialect,
+            self._dialect(dispatch),
+            options=options,
             started={
+                "engine": self.engine,
                 "queue_position": context.queue_position,
                 "predicted_start_ms": context.predicted_start_ms,
                 "engine_version": None if identity is None else identity.engine_version,
@@ -396,7 +485,7 @@ class HttpAdapter(WorkerAdapter):
                 "correlation_id": call.correlation_id,
             },
             rules=self.rules,
-            redactor=self._redactor,
+            redactor=self._credentials.redactor,
             first_token_timeout=timeouts.first_token,
             token_gap_timeout=timeouts.token_gap,
             idle_timeout=timeouts.idle,
@@ -404,10 +493,10 @@ class HttpAdapter(WorkerAdapter):
         )
 
     async def _stream(
-        self, dispatch: Dispatch, context: SubmitContext, call: _Call, decoder: StreamDecoder
+        self, dispatch: Dispatch, context: SubmitContext, call: Call, decoder: StreamDecoder
     ) -> TokenStream:
         path, payload = self._completion(dispatch)
-        headers = self._headers(call, context)
+        headers = (*self._headers(call, context), *self._submit_headers(dispatch))
         if not self.keeps_after_stream:
             headers = (*headers, (b"Connection", b"close"))
         request = Request("POST", path, headers, _json(payload))
@@ -416,7 +505,7 @@ class HttpAdapter(WorkerAdapter):
         if call.cancelled:
             # The head came in the same turn of the loop.
             body.abort()
-            raise _CancelledInFlightError
+            raise CancelledInFlightError
         events = decoder.head(body.status, body.headers, self._clock())
         if body.status != 200:
             events += await self._error_body(body, call, decoder)
@@ -427,10 +516,15 @@ class HttpAdapter(WorkerAdapter):
             body,
             events=events,
             clock=self._clock,
-            on_terminal=self._on_terminal,
+            on_terminal=partial(
+                self._on_terminal,
+                self._prepared_abort(dispatch, call),
+                asyncio.get_running_loop(),
+            ),
+            cancel_kind="close+abort" if self.cancel_kind == "close+abort" else "close",
         )
 
-    async def _head(self, request: Request, call: _Call, decoder: StreamDecoder) -> ByteStream:
+    async def _head(self, request: Request, call: Call, decoder: StreamDecoder) -> ByteStream:
         opening = self._open(request, call)
         try:
             return await call.wait(opening, decoder.next_wakeup())
@@ -449,7 +543,7 @@ class HttpAdapter(WorkerAdapter):
         raise _error_of(events)
 
     async def _error_body(
-        self, body: ByteStream, call: _Call, decoder: StreamDecoder
+        self, body: ByteStream, call: Call, decoder: StreamDecoder
     ) -> list[TokenEvent]:
         """Read what an error answer says, as far as it says it soon."""
         data, complete = b"", False
@@ -463,9 +557,10 @@ class HttpAdapter(WorkerAdapter):
         return [*decoder.feed(data, now), *decoder.finish(now, complete)]
 
     async def _unary_stream(
-        self, task: TaskRequest, context: SubmitContext, call: _Call, decoder: StreamDecoder
+        self, dispatch: Dispatch, context: SubmitContext, call: Call, decoder: StreamDecoder
     ) -> TokenStream:
-        path, payload = self._unary_request(task)
+        task = dispatch.task
+        path, payload = self._unary_request(dispatch)
         request = Request("POST", path, self._headers(call, context), _json(payload))
         decoder.dispatched(self._clock())
         answer = self._parsed(
@@ -479,9 +574,42 @@ class HttpAdapter(WorkerAdapter):
         )
         return TokenStream(task.task_id, decoder, None, events=events, clock=self._clock)
 
-    def _on_terminal(self, event: TokenEvent) -> None:
-        if event.kind == "error" and isinstance(event.error, WorkerError):
-            self._forget_identity(event.error.kind)
+    def _on_terminal(
+        self, abort: Request | None, loop: asyncio.AbstractEventLoop, event: TokenEvent | None
+    ) -> None:
+        """Act on the end of a stream; None stands for one that was dropped."""
+        error = None if event is None else event.error
+        if isinstance(error, WorkerError):
+            self._forget_identity(error.kind)
+        is_left = event is None or event.finish_reason == "cancelled"
+        is_given_up = isinstance(error, WorkerError) and error.kind != "WorkerReset"
+        if abort is not None and (is_left or is_given_up):
+            # Dropping a stream can happen in any thread, and after its loop.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._abort_soon, abort)
+
+    def _prepared_abort(self, dispatch: Dispatch, call: Call) -> Request | None:
+        abort = self._abort_request(dispatch)
+        if abort is None:
+            return None
+        return replace(abort, headers=(*self._headers(call), *abort.headers))
+
+    def _abort_soon(self, abort: Request) -> None:
+        task = asyncio.get_running_loop().create_task(self._abort(abort))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+    async def _abort(self, abort: Request) -> None:
+        with contextlib.suppress(TimeoutError, TransportError):
+            async with asyncio.timeout(ABORT_SECONDS):
+                timeouts = self._timeouts
+                body = await self._transport.open(
+                    abort, Progress(), connect=timeouts.connect, tls=timeouts.tls
+                )
+                try:
+                    await read_body(body, MAX_ERROR_BYTES)
+                finally:
+                    await body.aclose()
 
     # Calls without a stream.
 
@@ -490,23 +618,23 @@ class HttpAdapter(WorkerAdapter):
         timeouts: Timeouts | None,
         correlation_id: str | None = None,
         budget: float | None = None,
-    ) -> _Call:
-        return _Call(
+    ) -> Call:
+        return Call(
             clock=self._clock,
             timeouts=self._timeouts if timeouts is None else timeouts,
             correlation_id=str(uuid4()) if correlation_id is None else correlation_id,
             deadline=None if budget is None else self._clock() + budget,
         )
 
-    async def _get(self, path: str, call: _Call) -> bytes:
+    async def _get(self, path: str, call: Call) -> bytes:
         """Return the body of a 200. Raises WorkerError."""
         return await self._exchange(Request("GET", path, self._headers(call)), call)
 
-    async def _get_json(self, path: str, call: _Call, read: Callable[[Any], _T]) -> _T:
+    async def _get_json(self, path: str, call: Call, read: Callable[[Any], _T]) -> _T:
         """Return what ``read`` makes of the JSON at ``path``. Raises WorkerError."""
         return self._parsed(await self._get(path, call), call, read)
 
-    async def _exchange(self, request: Request, call: _Call) -> bytes:
+    async def _exchange(self, request: Request, call: Call) -> bytes:
         if self._closed:
             raise self._error(call, "closed", "the adapter has been closed")
         try:
@@ -522,7 +650,7 @@ class HttpAdapter(WorkerAdapter):
                 call, detail, phase=progress.phase, processed=progress.processed
             ) from None
         if call.cancelled:
-            raise _CancelledInFlightError
+            raise CancelledInFlightError
         if response.status != 200:
             raise classify_response(
                 self.engine,
@@ -530,12 +658,12 @@ class HttpAdapter(WorkerAdapter):
                 response.headers,
                 response.body[:MAX_ERROR_BYTES],
                 rules=self.rules,
-                redactor=self._redactor,
+                redactor=self._credentials.redactor,
                 correlation_id=call.correlation_id,
             )
         return response.body
 
-    async def _answer(self, request: Request, call: _Call) -> Response:
+    async def _answer(self, request: Request, call: Call) -> Response:
         body = await self._open(request, call)
         try:
             limit = MAX_ANSWER_BYTES if body.status == 200 else MAX_ERROR_BYTES
@@ -546,21 +674,28 @@ class HttpAdapter(WorkerAdapter):
             raise TransportError("body_too_large", "stream", "yes")
         return Response(body.status, body.headers, data)
 
-    async def _open(self, request: Request, call: _Call) -> ByteStream:
+    async def _open(self, request: Request, call: Call) -> ByteStream:
         timeouts = call.timeouts
         return await self._transport.open(
             request, call.progress, connect=timeouts.connect, tls=timeouts.tls
         )
 
-    def _parsed(self, body: bytes, call: _Call, read: Callable[[Any], _T]) -> _T:
+    def _parsed(self, body: bytes, call: Call, read: Callable[[Any], _T]) -> _T:
         try:
             return read(json.loads(body, parse_constant=_no_constant))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             # What went wrong in detail would quote the answer, which may quote a prompt.
             raise self._error(call, "bad_json", phase="stream", processed="yes") from None
 
-    def _headers(self, call: _Call, context: SubmitContext | None = None) -> Headers:
+    def _headers(self, call: Call, context: SubmitContext | None = None) -> Headers:
+        try:
+            credentials = self._credentials.headers()
+        except (OSError, ValueError) as error:
+            # Its text may hold what was read in the key's place.
+            message = f"the api_key cannot be had ({type(error).__name__})"
+            raise self._error(call, "unauthorized", message) from None
         headers = [
+            *credentials,
             (b"Content-Type", b"application/json"),
             (b"X-Correlation-Id", call.correlation_id.encode("ascii")),
         ]
@@ -570,7 +705,7 @@ class HttpAdapter(WorkerAdapter):
 
     def _error(
         self,
-        call: _Call,
+        call: Call,
         detail: str,
         message: str = "",
         *,
@@ -582,7 +717,7 @@ class HttpAdapter(WorkerAdapter):
             detail,
             phase,
             message=message,
-            redactor=self._redactor,
+            redactor=self._credentials.redactor,
             correlation_id=call.correlation_id,
             processed=processed,
         )
@@ -609,14 +744,3 @@ def _by_version(profiles: Iterable[SamplerProfile]) -> dict[str, SamplerProfile]
             raise ValueError(f"two sampler profiles have the version {profile.version!r}")
         by_version[profile.version] = profile
     return by_version
-
-
-def _credentials(api_key: str | SecretStr | None) -> tuple[Redactor, Headers]:
-    if api_key is None:
-        return Redactor(), ()
-    secret = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
-    if not secret.isascii() or not secret.isprintable() or secret != secret.strip():
-        raise ValueError("api_key must be printable ASCII without spaces around it")
-    if len(secret) < 6:
-        raise ValueError("api_key must have at least 6 characters, or it cannot be redacted")
-    return Redactor([secret]), ((b"Authorization", b"Bearer " + secret.encode("ascii")),)

@@ -6,6 +6,7 @@ What the server does on the wire, and what this adapter makes of it, is told in
 ``docs/engines/llamacpp.md``.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
@@ -13,8 +14,12 @@ from typing import Any, ClassVar, Final
 
 from worker_adapters._core import ErrorRules
 from worker_adapters.contract import TaskRequest, Timeouts, WorkerIdentity, WorkerProps
-from worker_adapters.engines._http import Answer, Dispatch, HttpAdapter, _Call
+from worker_adapters.engines._call import Call
+from worker_adapters.engines._chat import message_list, tool_choice, tool_list
+from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported
+from worker_adapters.engines._http import HttpAdapter
 from worker_adapters.errors import AdapterError
+from worker_adapters.extensions import Constraint, TaskExtensions
 
 __all__ = ["ERROR_RULES", "LlamaCppAdapter"]
 
@@ -94,6 +99,26 @@ class LlamaCppAdapter(HttpAdapter):
     # It closes right after the last chunk though its headers say otherwise: the next request on
     # the same connection would be lost.
     keeps_after_stream = False
+    workloads = ("completion", "embedding", "rerank")
+    translates = frozenset(
+        {
+            "messages",
+            "messages.image",
+            "tools",
+            "tool_choice",
+            "constraint.json_schema",
+            "constraint.grammar",
+            "constraint.choice",
+            "stop",
+            "sampling",
+            "logprobs",
+            "token_ids",
+        }
+    )
+    # Closing is noticed within a second, and ends with the current batch.
+    cancel_in_prefill = "yes"
+    # Alone on its replica a strict task repeats to the byte; beside others its batches differ.
+    determinism = "best_effort"
 
     async def props(self, *, timeouts: Timeouts | None = None) -> WorkerProps:
         """Ask for the slots: ``/slots``, else ``/props`` with ``/metrics`` for the free ones.
@@ -123,7 +148,7 @@ class LlamaCppAdapter(HttpAdapter):
             slots_total=slots_total, slots_free=max(0, slots_total - busy), source="props+metrics"
         )
 
-    async def _busy(self, call: _Call) -> int | None:
+    async def _busy(self, call: Call) -> int | None:
         """Return how many tasks run, from the metrics; None where they are switched off."""
         try:
             exposition = await self._get("/metrics", call)
@@ -150,28 +175,39 @@ class LlamaCppAdapter(HttpAdapter):
             return identity
         return identity.model_copy(update={"model_meta": meta})
 
-    async def _ask_identity(self, call: _Call) -> WorkerIdentity:
+    async def _ask_identity(self, call: Call) -> WorkerIdentity:
         return await self._get_json("/props", call, _identity)
 
+    def _dialect(self, dispatch: Dispatch) -> str:
+        return "llamacpp" if dispatch.extensions.messages is None else "openai"
+
     def _completion(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
-        task = dispatch.task
+        task, extensions = dispatch.task, dispatch.extensions
         payload: dict[str, Any] = {
-            "prompt": task.prompt,
             "stream": True,
             "n_predict": task.max_tokens,
             "seed": dispatch.seed,
+            **dispatch.sampling(),
         }
-        if dispatch.profile is not None:
-            payload |= dispatch.profile.parameters()
+        if stop := dispatch.stop():
+            payload["stop"] = stop
         if task.kv_hint is not None:
             payload["cache_prompt"] = task.kv_hint == "reuse"
         if task.determinism == "strict":
-            payload.setdefault("temperature", 0.0)
             # What a cached prefix computed in another batch shape differs in its last bits.
             payload["cache_prompt"] = False
+        if extensions.messages is not None:
+            return "/v1/chat/completions", payload | _chat(extensions)
+        payload["prompt"] = task.prompt
+        if extensions.logprobs is not None:
+            # The server's count includes the token itself.
+            payload["n_probs"] = extensions.logprobs + 1
+        if extensions.constraint is not None:
+            payload |= _constraint(extensions.constraint)
         return "/completion", payload
 
-    def _unary_request(self, task: TaskRequest) -> tuple[str, Mapping[str, Any]]:
+    def _unary_request(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
+        task = dispatch.task
         inputs = list(task.inputs or ())
         if task.workload == "rerank":
             return "/v1/rerank", {"query": task.prompt, "documents": inputs}
@@ -193,6 +229,38 @@ class LlamaCppAdapter(HttpAdapter):
         return Answer(
             tokens_in=tokens_in, embeddings=[vectors[index] for index in range(len(vectors))]
         )
+
+
+def _chat(extensions: TaskExtensions) -> dict[str, Any]:
+    """Return what a conversation adds to the chat route's payload. Raises Unsupported."""
+    if extensions.token_ids:
+        raise Unsupported("token_ids", "the chat route lists none")
+    payload: dict[str, Any] = {
+        "messages": message_list(extensions.messages or ()),
+        "stream_options": {"include_usage": True},
+    }
+    if extensions.tools is not None:
+        payload["tools"] = tool_list(extensions.tools)
+    if extensions.tool_choice is not None:
+        payload["tool_choice"] = tool_choice(extensions.tool_choice)
+    if extensions.logprobs is not None:
+        payload |= {"logprobs": True, "top_logprobs": extensions.logprobs}
+    if extensions.constraint is not None:
+        payload |= _constraint(extensions.constraint)
+    return payload
+
+
+def _constraint(constraint: Constraint) -> dict[str, Any]:
+    match constraint.kind:
+        case "json_schema":
+            return {"json_schema": constraint.json_schema}
+        case "grammar":
+            return {"grammar": constraint.grammar}
+        case "choice":
+            # GBNF's strings are written as JSON's.
+            words = (json.dumps(word, ensure_ascii=False) for word in constraint.choice or ())
+            return {"grammar": "root ::= " + " | ".join(words)}
+    raise Unsupported(f"constraint.{constraint.kind}")
 
 
 def _number(value: Any) -> float:
@@ -225,9 +293,13 @@ def _total_slots(props: Any) -> int | None:
 def _identity(props: Any) -> WorkerIdentity:
     path = props.get("model_path")
     settings = props.get("default_generation_settings", {})
+    alias = props.get("model_alias")
+    if not alias or alias == path:
+        # Without an alias of its own the server names the model by the whole path.
+        alias = _file_name(path) if path else None
     return WorkerIdentity(
         engine_version=props["build_info"],
-        model=props.get("model_alias") or (None if not path else _file_name(path)),
+        model=alias,
         model_path=path or None,
         ctx_max=settings.get("n_ctx"),
     )

@@ -258,6 +258,7 @@ fn read_started(mapping: &Bound<'_, PyMapping>, started: &mut Started) -> PyResu
             "queue_position" => started.queue_position = Some(value.extract()?),
             "predicted_start_ms" => started.predicted_start_ms = Some(value.extract()?),
             "seed" => started.seed = Some(value.extract()?),
+            "engine" => started.engine = value.extract::<&str>()?.into(),
             "engine_version" => text = Some(&mut started.engine_version),
             "model" => text = Some(&mut started.model),
             "model_digest" => text = Some(&mut started.model_digest),
