@@ -300,6 +300,10 @@ class HttpAdapter(WorkerAdapter):
         """Ask the engine which build it is. See `WorkerAdapter.engine_version`."""
         return (await self._refresh_identity(self._call(timeouts))).engine_version
 
+    async def identity(self, *, timeouts: Timeouts | None = None) -> WorkerIdentity:
+        """Ask the engine what it is and what it has loaded. See `WorkerAdapter.identity`."""
+        return await self._refresh_identity(self._call(timeouts))
+
     async def submit(
         self,
         task: TaskRequest,
