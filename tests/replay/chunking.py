@@ -1,7 +1,7 @@
 """Ways to cut a byte string into reads, and running a decoder over them."""
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from worker_adapters import SseDecoder, StreamDecoder, TokenEvent
@@ -57,10 +57,15 @@ def chunkings(
 
 
 def decode_stream(
-    engine: str, reads: Iterable[bytes], *, complete: bool = True, now: float = 0.0
+    engine: str,
+    reads: Iterable[bytes],
+    *,
+    options: Mapping[str, str] | None = None,
+    complete: bool = True,
+    now: float = 0.0,
 ) -> tuple[list[TokenEvent], StreamDecoder]:
     """Feed the reads to a fresh decoder, all at the same instant, and finish it."""
-    decoder = StreamDecoder(engine)
+    decoder = StreamDecoder(engine, options=options)
     decoder.dispatched(now)
     events = decoder.head(200, [(b"Content-Type", b"text/event-stream")], now)
     for read in reads:

@@ -1,24 +1,33 @@
-"""Every recorded stream, cut in many ways, gives exactly the events committed beside it.
+"""Every recorded answer, cut in many ways, gives exactly the events committed beside it.
 
-The expected events come from tests/captures/derive_events.py, which shares no code with the
-decoder. docs/captures.md tells what each class of capture is expected to give, and why.
+The expected events come from tests/captures/derive_events, which shares no code with the decoder.
+docs/captures.md tells what each class of capture is expected to give, and why.
 """
 
 import json
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.captures import derive_events
-from tests.captures.derive_events import TIMED, Capture, expected_path, load, streaming_names
+from tests.captures import derive_events, tgi_frames
+from tests.captures.derive_events import (
+    TIMED,
+    Capture,
+    details_path,
+    events_path,
+    load,
+    names,
+)
 from tests.replay.chunking import (
     byte_by_byte,
     decode_stream,
     every_split,
     log_of,
-    near_line_ends,
     plain,
     random_cuts,
     reads_of,
@@ -26,14 +35,20 @@ from tests.replay.chunking import (
 )
 from worker_adapters import StreamDecoder, TokenEvent
 
-NAMES = streaming_names()
-EVERY_SPLIT_UP_TO = 25_000  # bytes of body; larger ones are sampled around line ends
+capture_of = cache(load)
+STREAMS = [name for name in names() if capture_of(name).is_stream]
+REFUSALS = [name for name in names() if capture_of(name).is_refusal]
+DETAILED = [name for name in STREAMS if details_path(name).exists()]
+DETAILS = {"token_ids": "true", "logprobs": "true"}
 
-each_capture = pytest.mark.parametrize("name", NAMES)
+# Bodies of up to so many bytes are cut at every place, larger ones around line ends and at random.
+EVERY_SPLIT_UP_TO = 25_000
+
+each_stream = pytest.mark.parametrize("name", STREAMS)
 
 
-def expected(name: str) -> list[dict[str, Any]]:
-    lines = expected_path(name).read_text("utf-8").split("\n")
+def expected(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text("utf-8").split("\n")
     return [json.loads(line) for line in lines if line]
 
 
@@ -49,9 +64,9 @@ def comparable(event: TokenEvent, want: dict[str, Any] | None) -> dict[str, Any]
     return {"kind": event.kind, "data": data}
 
 
-def check(name: str, events: list[TokenEvent], how: str) -> None:
+def check(name: str, events: list[TokenEvent], how: str, path: Path | None = None) -> None:
     """Compare an event log with the committed one, and the laws that no file needs to state."""
-    want = expected(name)
+    want = expected(path or events_path(name))
     padded = [*want, *[None] * (len(events) - len(want))]
     got = [comparable(event, w) for event, w in zip(events, padded, strict=False)]
     for at, (have, should) in enumerate(zip(got, want, strict=False)):
@@ -62,8 +77,16 @@ def check(name: str, events: list[TokenEvent], how: str) -> None:
             assert event.data["decode_ms"] == event.data["decode_time_ms"] >= 0
 
 
-def whole(capture: Capture) -> list[TokenEvent]:
-    return decode_stream(capture.engine, [capture.body], complete=capture.complete)[0]
+def decode(
+    capture: Capture, reads: list[bytes] | None = None, options: Mapping[str, str] | None = None
+) -> tuple[list[TokenEvent], StreamDecoder]:
+    """Decode a capture's body, whole unless reads are given."""
+    return decode_stream(
+        capture.dialect,
+        [capture.body] if reads is None else reads,
+        options={**capture.options, **(options or {})},
+        complete=capture.complete,
+    )
 
 
 def chunkings(capture: Capture) -> Iterator[tuple[str, list[bytes]]]:
@@ -77,18 +100,36 @@ def chunkings(capture: Capture) -> Iterator[tuple[str, list[bytes]]]:
         yield reads_of(reads), reads
 
 
-def test_every_streaming_capture_is_here() -> None:
-    assert len(NAMES) == 71
+def test_every_capture_is_here() -> None:
+    def per_engine(found: list[str]) -> dict[str, int]:
+        return dict(Counter(name.partition("/")[0] for name in found))
+
+    assert per_engine(STREAMS) == {
+        "llamacpp": 71,
+        "sglang": 35,
+        "tgi": 27,
+        "triton": 59,
+        "vllm": 171,
+    }
+    assert per_engine(REFUSALS) == {
+        "llamacpp": 26,
+        "sglang": 13,
+        "tgi": 3,
+        "triton": 44,
+        "vllm": 97,
+    }
+    assert per_engine(DETAILED) == {"llamacpp": 6, "sglang": 25, "tgi": 18, "triton": 2, "vllm": 33}
 
 
-def test_committed_events_are_what_the_script_derives_and_the_answers_agree() -> None:
+def test_committed_events_are_what_the_script_derives_and_the_witnesses_agree() -> None:
     assert list(derive_events.check()) == []
+    assert list(tgi_frames.check()) == []
 
 
-@each_capture
+@each_stream
 def test_capture_whole(name: str) -> None:
-    capture = load(name)
-    events, decoder = decode_stream(capture.engine, [capture.body], complete=capture.complete)
+    capture = capture_of(name)
+    events, decoder = decode(capture)
     check(name, events, "whole")
     assert decoder.is_terminal
     derived = derive_events.derive(capture)
@@ -97,10 +138,32 @@ def test_capture_whole(name: str) -> None:
     assert decoder.dropped_after_end == derived.dropped_after_end
 
 
-@each_capture
+@pytest.mark.parametrize("name", DETAILED)
+def test_details_of_tokens(name: str) -> None:
+    capture = capture_of(name)
+    events, _ = decode(capture, options=DETAILS)
+    check(name, events, "with details", details_path(name))
+    same, _ = decode(capture, byte_by_byte(capture.body), DETAILS)
+    assert same == events
+    # Each of the two alone, and neither: the other fields are the same.
+    for options in ({"token_ids": "true"}, {"logprobs": "true"}, {"token_ids": "false"}):
+        some, _ = decode(capture, options=options)
+        for full, event in zip(events, some, strict=True):
+            data = full.data
+            if "token_ids" not in options or options["token_ids"] == "false":
+                data.pop("token_ids", None)
+            if "logprobs" not in options:
+                data.pop("logprobs", None)
+            assert event.data == data
+    for event in events:
+        assert event.token_ids == event.data.get("token_ids")
+        assert event.logprobs == event.data.get("logprobs")
+
+
+@each_stream
 def test_capture_after_its_recorded_head(name: str) -> None:
-    capture = load(name)
-    decoder = StreamDecoder(capture.engine)
+    capture = capture_of(name)
+    decoder = StreamDecoder(capture.dialect, options=capture.options)
     decoder.dispatched(1.0)
     events = decoder.head(capture.status, capture.headers, 1.5)
     assert events == []
@@ -108,38 +171,57 @@ def test_capture_after_its_recorded_head(name: str) -> None:
         events += decoder.feed(chunk, 2.0 + at / 1000)
     events += decoder.finish(100.0, capture.complete)
     check(name, events, "with head, chunk by chunk, the clock running")
-    first = next((e for e in events if e.kind == "token"), None)
     end = events[-1]
-    if end.kind == "end":
-        spent = round(1000 * 0.001 * (len(capture.chunks) + 1))
-        assert 0 <= end.data["decode_ms"] <= spent
-        if first is not None:
-            assert 1000 <= end.data["latency_first_token_ms"] <= 1000 + spent
+    if end.kind == "end" and any(event.kind == "token" for event in events):
+        # A stream whose end is the end of its body is decoded until then.
+        last = 100.0 if capture.dialect == "triton" else 2.0 + len(capture.chunks) / 1000
+        assert 0 <= end.data["decode_ms"] <= round(1000 * (last - 2.0)) + 1
+        spent = round(1000 * (2.0 - 1.0) + len(capture.chunks))
+        assert 1000 <= end.data["latency_first_token_ms"] <= spent
 
 
-@each_capture
+@pytest.mark.parametrize("name", REFUSALS)
+def test_an_answer_with_an_error_status_is_one_error(name: str) -> None:
+    capture = capture_of(name)
+    (want,) = expected(events_path(name))
+    for reads in (capture.chunks, byte_by_byte(capture.body)):
+        decoder = StreamDecoder(capture.dialect, options=capture.options)
+        decoder.dispatched(0.0)
+        events = decoder.head(capture.status, capture.headers, 0.0)
+        for read in reads:
+            events += decoder.feed(read, 0.0)
+        events += decoder.finish(0.0, capture.complete)
+        (event,) = events
+        got = comparable(event, want)
+        got["data"] = {key: got["data"].get(key) for key in want["data"]}
+        assert got == want, log_of(events)
+        assert event.data["tokens_emitted"] == 0
+        assert event.data["status"] == capture.status
+
+
+@each_stream
 def test_feed_and_finish_alone_are_enough(name: str) -> None:
-    capture = load(name)
-    decoder = StreamDecoder(capture.engine)
+    capture = capture_of(name)
+    decoder = StreamDecoder(capture.dialect, options=capture.options)
     events = decoder.feed(capture.body, 0.0) + decoder.finish(0.0, capture.complete)
     check(name, events, "nothing but feed and finish")
 
 
-@each_capture
+@each_stream
 def test_capture_in_every_chunking(name: str) -> None:
-    capture = load(name)
-    reference = whole(capture)
+    capture = capture_of(name)
+    reference, _ = decode(capture)
     check(name, reference, "whole")
     for how, reads in chunkings(capture):
-        events, _ = decode_stream(capture.engine, reads, complete=capture.complete)
+        events, _ = decode(capture, reads)
         if events != reference:
             check(name, events, how)
             pytest.fail(f"{name}, {how}: not equal to the whole\n{log_of(events)}")
 
 
-@each_capture
+@each_stream
 def test_token_text_is_sound_and_numbered_without_gaps(name: str) -> None:
-    events = whole(load(name))
+    events, _ = decode(capture_of(name))
     tokens = [event for event in events if event.kind == "token"]
     assert [event.i for event in tokens] == list(range(len(tokens)))
     for event in tokens:
@@ -155,10 +237,10 @@ def test_token_text_is_sound_and_numbered_without_gaps(name: str) -> None:
     assert [e.is_terminal for e in events] == [False] * (len(events) - 1) + [True]
 
 
-@each_capture
+@each_stream
 def test_nothing_follows_the_terminal(name: str) -> None:
-    capture = load(name)
-    _, decoder = decode_stream(capture.engine, [capture.body], complete=capture.complete)
+    capture = capture_of(name)
+    _, decoder = decode(capture)
     assert decoder.feed(capture.body, 1.0) == []
     assert decoder.finish(1.0) == []
     assert decoder.cancel(1.0) == []
@@ -166,96 +248,52 @@ def test_nothing_follows_the_terminal(name: str) -> None:
     assert decoder.next_wakeup() is None
 
 
-# --- cut off at every byte ------------------------------------------------------------------------
+# --- one server in two modes ----------------------------------------------------------------------
 
-FINISH_SIGNAL = {"llamacpp": b'"stop":true', "openai": b"data: [DONE]"}
-GOLDEN = ("completion_stream_greedy", "completion_stream_stop_word_near_miss",
-          "v1_chat_stream_usage", "v1_completions_stream")  # fmt: skip
+SGLANG = [name for name in STREAMS if capture_of(name).dialect == "sglang"]
 
 
-def first_ended(capture: Capture) -> tuple[int, int]:
-    """How many bytes must have come for `end`: at the latest, and at the earliest.
-
-    At the latest the blank line after the frame of the finish signal. `[DONE]` counts from its
-    last byte on when the body ends there, for some servers leave out the blank line.
-    """
-    body = capture.body
-    signal = FINISH_SIGNAL[capture.engine]
-    at = body.index(signal)
-    latest = body.index(b"\n\n", at) + 2
-    return (latest, at + len(signal)) if capture.engine == "openai" else (latest, latest)
-
-
-@pytest.mark.parametrize("complete", [True, False], ids=["framing-whole", "framing-cut"])
-@pytest.mark.parametrize("name", GOLDEN)
-def test_cut_off_at_every_byte(name: str, complete: bool) -> None:
-    capture = load(name)
-    body = capture.body
-    full = whole(capture)
-    assert full[-1].kind == "end"
-    latest, earliest = first_ended(capture)
-    frames = 0
-    for length in range(len(body) + 1):
-        events, decoder = decode_stream(capture.engine, [body[:length]], complete=complete)
-        where = f"{name} cut at {length}, complete={complete}; got\n{log_of(events)}"
-        assert events, where
-        *before, last = events
-        assert before == full[: len(before)], where
-        assert last.is_terminal, where
-        assert len(before) >= frames, where  # more bytes never mean fewer events
-        frames = len(before)
-        if length >= latest or (complete and length >= earliest):
-            assert last == full[-1], where
-            continue
-        if length >= earliest:
-            # [DONE] came whole, its blank line did not, and the framing was cut: both are sound.
-            assert last.kind in ("end", "error"), where
-            continue
-        assert last.kind == "error", where
-        error = last.data
-        emitted = sum(1 if e.n is None else e.n for e in before if e.kind == "token")
-        assert (error["kind"], error["code"]) == ("WorkerReset", "WORKER_RESET"), where
-        assert error["detail"] == "truncated", where
-        assert error["tokens_emitted"] == emitted == decoder.tokens_emitted, where
-        assert error["processed"] == ("yes" if before else "unknown"), where
-        assert error["retriable"] is True, where
-        tokens = any(e.kind == "token" for e in before)
-        assert error["phase"] == ("stream" if tokens else "first_token"), where
+@pytest.mark.parametrize("name", SGLANG)
+def test_sglang_finds_its_mode_out_as_if_it_had_been_told(name: str) -> None:
+    capture = capture_of(name)
+    is_delta = "--incremental-streaming-output" in capture.facts["flags"]
+    mode = "delta" if is_delta else "cumulative"
+    for details in ({}, DETAILS):
+        told, _ = decode(capture, options={"text": mode, **details})
+        for options in (details, {"text": "auto", **details}):
+            found, _ = decode(capture, options=options)
+            assert found == told, f"{mode}; got\n{log_of(found)}"
 
 
-@pytest.mark.parametrize("name", GOLDEN)
-def test_cut_off_near_line_ends_in_two_reads(name: str) -> None:
-    capture = load(name)
-    for length in near_line_ends(capture.body, reach=3):
-        part = capture.body[:length]
-        one, _ = decode_stream(capture.engine, [part])
-        for at in (1, length // 2, length - 1):
-            two, _ = decode_stream(capture.engine, [part[:at], part[at:]])
-            assert two == one, f"{name} cut at {length} and {at}; got\n{log_of(two)}"
+def test_a_mode_that_is_not_the_servers_is_not_believed() -> None:
+    # What the option says is taken for true: deltas read as cumulative contradict one another.
+    deltas = capture_of("sglang/sglang0520inc-generate-stream")
+    events, _ = decode(deltas, options={"text": "cumulative"})
+    assert events[-1].error is not None
+    assert events[-1].data["detail"] == "bad_json"
 
 
-@each_capture
-def test_cut_off_anywhere_it_never_ends_well_without_its_signal(name: str) -> None:
-    capture = load(name)
-    full = whole(capture)
-    step = 1 if len(capture.body) <= 8192 else 101
-    for length in range(0, len(capture.body) + 1, step):
-        events, _ = decode_stream(capture.engine, [capture.body[:length]])
-        *before, last = events
-        if before != full[: len(before)] or (last != full[-1] and last.kind != "error"):
-            pytest.fail(f"{name} cut at {length}; got\n{log_of(events)}")
-        assert not any(event.is_terminal for event in before)
-        assert last.is_terminal
+def test_triton_accumulated_text_read_as_deltas_repeats_itself() -> None:
+    capture = capture_of("triton/stream_accumulate")
+    whole, _ = decode(capture)
+    repeated, _ = decode_stream("triton", [capture.body])
+    texts = ["".join(e.t or "" for e in events) for events in (whole, repeated)]
+    assert len(texts[1]) > len(texts[0])
+    assert texts[1].endswith(texts[0])
 
 
 def test_events_are_equal_by_what_they_say() -> None:
     """The comparisons above are worth nothing if everything is equal."""
-    events = whole(load("completion_stream_greedy"))
-    again = whole(load("completion_stream_greedy_cached"))
-    assert events == whole(load("completion_stream_greedy"))
+    greedy = "llamacpp/completion_stream_greedy"
+    events, _ = decode(capture_of(greedy))
+    again, _ = decode(capture_of(f"{greedy}_cached"))
+    assert events == decode(capture_of(greedy))[0]
     assert events[:-1] == again[:-1]
     assert events[-1].cached_tokens_in != again[-1].cached_tokens_in
     assert events[-1] != again[-1]
     assert all(a != b for at, a in enumerate(events) for b in events[at + 1 :])
     for event in events:
         assert json.loads(event.to_json()) == plain(event)
+    ids, _ = decode(capture_of(greedy), options=DETAILS)
+    assert ids[1].token_ids
+    assert ids[1] != events[1]

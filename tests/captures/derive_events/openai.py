@@ -33,6 +33,7 @@ def derive(body: bytes, *, with_details: bool = False) -> Stream:
 
 def take_chunk(stream: Stream, text: str, chunk: dict[str, Any]) -> None:
     """Apply one chunk; `text` is how it was written."""
+    # TGI's error has a status of its own, of no meaning: it is 422 whatever happened.
     if chunk.get("error") is not None or chunk.get("object") == "error":
         stream.engine_error(in_frame(chunk))
         return
@@ -63,7 +64,7 @@ def take_choice(
     content = choice.get("text") or delta.get("content")
     reasoning = delta.get("reasoning") or delta.get("reasoning_content")
     tool_calls = delta.get("tool_calls")
-    finish = choice.get("finish_reason")
+    finish = choice.get("finish_reason") or None  # TGI says "" until there is one
     ids = choice.get("token_ids")
     entries = logprobs(choice.get("logprobs"))
 

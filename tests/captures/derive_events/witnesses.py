@@ -109,7 +109,7 @@ def recorded(capture: Capture) -> None:
                 chunks = [size for size in facts["chunk_sizes"] if size]
                 assert list(map(len, capture.chunks)) == chunks
                 assert capture.complete == (0 in facts["chunk_sizes"])
-        case "vllm" | "sglang":
+        case _:
             assert (CAPTURES / f"{capture.name}.http").stat().st_size == facts["response_bytes"]
             assert capture.complete == facts["complete"]
 
