@@ -1,0 +1,308 @@
+"""vLLM from 0.8 on, behind its Python front end or its Rust one (vllm-rs).
+
+Its routes are OpenAI's, so most is in `OpenAiAdapter`; here is what vLLM has beyond them, and since
+which version: constraints, token ids, request ids of our own and a route to abort by them, metrics.
+``docs/engines/vllm.md`` tells what the server does on the wire and where this was seen.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+from uuid import uuid4
+
+from worker_adapters.capabilities import Feature
+from worker_adapters.contract import Timeouts, WorkerIdentity, WorkerProps
+from worker_adapters.engines._call import Call
+from worker_adapters.engines._dispatch import Dispatch, Unsupported
+from worker_adapters.engines.openai import (
+    ERROR_RULES,
+    REPETITION,
+    RULES,
+    OpenAiAdapter,
+    Sampler,
+    _listing,
+)
+from worker_adapters.errors import AdapterError, WorkerError
+from worker_adapters.transport import Headers, Request
+
+__all__ = ["ERROR_RULES", "RULES", "EngineLoad", "VllmAdapter"]
+
+Version = tuple[int, ...]
+
+# Where a field came; see the version map in the docs.
+CONSTRAINTS_BY_GUIDED: Final[Version] = (0, 11)
+"""Before it constraints are ``guided_*`` fields, from it on ``structured_outputs``."""
+SAFE_GRAMMARS: Final[Version] = (0, 9)
+"""Before it a malformed regex or grammar ends the whole engine (V0), not the request."""
+TOKEN_IDS: Final[Version] = (0, 10, 2)
+RANK_HEADER: Final[Version] = (0, 11, 1)
+CACHE_SALT: Final[Version] = (0, 9)
+ABORT_ROUTE: Final[Version] = (0, 11, 1)
+NEWEST: Final[Version] = (1_000_000,)
+"""Stands for a build that does not tell its version."""
+
+ABORT_PATH: Final = "/inference/v1/abort_requests"
+RUST_FRONT_END: Final = "vllm-frontend-rs"
+
+METRIC_NAMES: Final[Mapping[str, Sequence[str]]] = {
+    "running": ("vllm:num_requests_running",),
+    "waiting": ("vllm:num_requests_waiting",),
+    # 0.9.2 to 0.11 have both, 0.12 and later only the first.
+    "kv_cache_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+}
+"""What each gauge is called, the newest name first."""
+
+_SAMPLE: Final = re.compile(
+    r"^(?P<name>vllm:\w+)(?:\{[^\n]*\})? (?P<value>[0-9.eE+-]+)$", re.MULTILINE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What the metrics say of an engine's work; None where they do not say it.
+
+    Each is over all data-parallel engines behind the server.
+    """
+
+    running: int | None = None
+    """Requests being generated."""
+    waiting: int | None = None
+    """Requests that wait for a place."""
+    kv_cache_usage: float | None = None
+    """The mean share of the KV cache in use, 0 to 1."""
+    engines: int | None = None
+    """How many data-parallel engines report."""
+
+    @classmethod
+    def from_metrics(cls, exposition: str) -> "EngineLoad":
+        """Read a Prometheus exposition of any version."""
+        samples: dict[str, list[float]] = {}
+        wanted = {name for names in METRIC_NAMES.values() for name in names}
+        for sample in _SAMPLE.finditer(exposition):
+            if sample["name"] in wanted:
+                samples.setdefault(sample["name"], []).append(float(sample["value"]))
+        found = {
+            gauge: next((samples[name] for name in names if name in samples), None)
+            for gauge, names in METRIC_NAMES.items()
+        }
+        running, waiting, usage = found["running"], found["waiting"], found["kv_cache_usage"]
+        return cls(
+            running=None if running is None else int(sum(running)),
+            waiting=None if waiting is None else int(sum(waiting)),
+            kv_cache_usage=None if usage is None else sum(usage) / len(usage),
+            engines=None if running is None else len(running),
+        )
+
+
+class VllmAdapter(OpenAiAdapter):
+    """A vLLM server. Arguments as `OpenAiAdapter` has them.
+
+    Closing the connection is what frees the engine, within about 0.1 s; where the server was
+    started with ``--enable-scale-out`` the request is aborted by its id, too.
+    """
+
+    engine = "vllm"
+    max_seed = 2**63 - 1
+    keeps_after_stream = True
+    health_routes = ("/health",)
+    translates: ClassVar[frozenset[str]] = OpenAiAdapter.translates | {
+        "constraint.regex",
+        "constraint.grammar",
+        "constraint.choice",
+        "token_ids",
+        "lora",
+        "priority",
+        "data_parallel_rank",
+    }
+
+    def __init__(self, base_url: str, **options: Any) -> None:
+        super().__init__(base_url, probe="route", **options)
+
+    # What the server is.
+
+    async def props(self, *, timeouts: Timeouts | None = None) -> WorkerProps:
+        """Ask for the places: ``/server_info`` where it is served, with ``/metrics``.
+
+        See `WorkerAdapter.props`. Only a server in development mode tells how many requests it
+        runs at once (``--max-num-seqs``).
+        """
+        call = self._call(timeouts)
+        identity = self._identity or await self._refresh_identity(call)
+        per_engine = identity.details.get("max_num_seqs")
+        if not isinstance(per_engine, int):
+            return WorkerProps()
+        load = await self._load(call)
+        if load.running is None or load.engines is None:
+            return WorkerProps()
+        total = per_engine * load.engines
+        return WorkerProps(
+            slots_total=total,
+            slots_free=max(0, total - load.running),
+            source="server_info+metrics",
+        )
+
+    async def load(self, *, timeouts: Timeouts | None = None) -> EngineLoad:
+        """Ask ``/metrics`` how busy the engine is. Raises WorkerError."""
+        return await self._load(self._call(timeouts))
+
+    async def _load(self, call: Call) -> EngineLoad:
+        try:
+            exposition = await self._get("/metrics", call)
+        except AdapterError as error:
+            if error.detail not in {"not_found", "unsupported"}:
+                raise
+            return EngineLoad()
+        return EngineLoad.from_metrics(exposition.decode("utf-8", "replace"))
+
+    async def _ask_identity(self, call: Call) -> WorkerIdentity:
+        version = await self._get_json("/version", call, lambda answer: str(answer["version"]))
+        listing = await self._get_json(f"{self._prefix}/models", call, _listing)
+        # Names of LoRA adapters are listed beside the model they belong to.
+        own = [row for row in listing if row.get("parent") is None]
+        return self._described(
+            version,
+            own,
+            front_end="rust" if _is_rust(own) else "python",
+            aborts=_parsed(version) >= ABORT_ROUTE and await self._has_abort_route(call),
+            max_num_seqs=await self._max_num_seqs(call),
+        )
+
+    def _chosen(self, listing: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        # Several names of one model: any of them does, the first is the one in the metrics.
+        return super()._chosen(listing) or (listing[0] if listing and self._model is None else {})
+
+    async def _has_abort_route(self, call: Call) -> bool:
+        """Ask for the abort of a request that there cannot be."""
+        body = b'{"request_ids":["cmpl-probe-%s-0"]}' % uuid4().hex.encode()
+        try:
+            await self._exchange(Request("POST", ABORT_PATH, self._headers(call), body), call)
+        except AdapterError:
+            return False
+        return True
+
+    async def _max_num_seqs(self, call: Call) -> int | None:
+        """Ask how many requests an engine runs at once; only a server in development mode tells."""
+        try:
+            return await self._get_json("/server_info?config_format=json", call, _max_num_seqs)
+        except WorkerError as error:
+            if error.kind not in {"Adapter", "WorkerReset"}:
+                raise
+            return None
+
+    def _features(self, identity: WorkerIdentity | None) -> Mapping[str, Feature]:
+        features = {**super()._features(identity), "metrics": Feature(value=True, source="adapter")}
+        if identity is None:
+            return features
+        version = _parsed(identity.engine_version)
+        is_rust = identity.details.get("front_end") == "rust"
+        by_version = {
+            "constraint.regex": version >= SAFE_GRAMMARS,
+            "constraint.grammar": version >= SAFE_GRAMMARS,
+            "token_ids": version >= TOKEN_IDS,
+            "data_parallel_rank": version >= RANK_HEADER and not is_rust,
+        }
+        for name, has in by_version.items():
+            features[name] = Feature(value=has, source="adapter")
+        kind = "close+abort" if identity.details.get("aborts") else "close"
+        features["cancel"] = Feature(value=kind, source="engine")
+        return features
+
+    # What it is sent.
+
+    def _completion(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
+        path, asked = super()._completion(dispatch)
+        extensions, version = dispatch.extensions, _version_of(dispatch)
+        payload = dict(asked)
+        if extensions.lora is not None:
+            payload["model"] = extensions.lora
+        if extensions.token_ids:
+            if version < TOKEN_IDS:
+                raise Unsupported("token_ids")
+            payload["return_token_ids"] = True
+        if extensions.priority is not None:
+            # vLLM takes the lowest first, and refuses any but 0 unless it schedules by priority.
+            payload["priority"] = -extensions.priority
+        is_cold = dispatch.task.kv_hint == "cold" or dispatch.task.determinism == "strict"
+        if is_cold and version >= CACHE_SALT:
+            # Nothing that another request has cached is found under a salt of our own.
+            payload["cache_salt"] = dispatch.request_id
+        return path, payload
+
+    def _sampler(self, dispatch: Dispatch) -> Sampler:
+        del dispatch
+        # 0 is refused by 0.8, and -1 is understood by all.
+        return Sampler(REPETITION, every_token=-1)
+
+    def _constraint(self, dispatch: Dispatch) -> dict[str, Any]:
+        constraint, version = dispatch.extensions.constraint, _version_of(dispatch)
+        if constraint is None:
+            return {}
+        if constraint.kind in {"regex", "grammar"} and version < SAFE_GRAMMARS:
+            raise Unsupported(f"constraint.{constraint.kind}", "a malformed one ends this engine")
+        name = "json" if constraint.kind == "json_schema" else constraint.kind
+        value = getattr(constraint, constraint.kind)
+        value = list(value) if constraint.kind == "choice" else value
+        if version < CONSTRAINTS_BY_GUIDED:
+            return {f"guided_{name}": value}
+        return {"structured_outputs": {name: value}}
+
+    def _alternatives(self, wanted: int) -> int:
+        return wanted
+
+    def _submit_headers(self, dispatch: Dispatch) -> Headers:
+        headers = [
+            *super()._submit_headers(dispatch),
+            (b"X-Request-Id", _ascii(dispatch.request_id)),
+        ]
+        rank = dispatch.extensions.data_parallel_rank
+        if rank is not None:
+            if _version_of(dispatch) < RANK_HEADER or _is_behind_rust(dispatch):
+                raise Unsupported("data_parallel_rank")
+            headers.append((b"X-data-parallel-rank", _ascii(str(rank))))
+        return headers
+
+    def _abort_request(self, dispatch: Dispatch) -> Request | None:
+        identity = dispatch.identity
+        if identity is None or not identity.details.get("aborts"):
+            return None
+        if dispatch.extensions.messages is None:
+            # Each prompt of a completion is a request of its own.
+            own = f"cmpl-{dispatch.request_id}-0"
+        else:
+            own = f"chatcmpl-{dispatch.request_id}"
+        return Request("POST", ABORT_PATH, body=b'{"request_ids":["%s"]}' % _ascii(own))
+
+
+def _parsed(version: str) -> Version:
+    """Return the release a version belongs to; a build without one counts as the newest."""
+    release = re.match(r"\d+(?:\.\d+)*", version)
+    if release is None or re.match(r"0\.[01]\.(dev|0\b)", version):
+        return NEWEST
+    return tuple(int(number) for number in release[0].split("."))
+
+
+def _version_of(dispatch: Dispatch) -> Version:
+    identity = dispatch.identity
+    return NEWEST if identity is None else _parsed(identity.engine_version)
+
+
+def _is_rust(listing: Iterable[Mapping[str, Any]]) -> bool:
+    return any(row.get("owned_by") == RUST_FRONT_END for row in listing)
+
+
+def _is_behind_rust(dispatch: Dispatch) -> bool:
+    identity = dispatch.identity
+    return identity is not None and identity.details.get("front_end") == "rust"
+
+
+def _max_num_seqs(answer: Any) -> int | None:
+    config = answer["vllm_config"]
+    if isinstance(config, str):  # a server of before the JSON form
+        return None
+    seats = config["scheduler_config"]["max_num_seqs"]
+    return seats if type(seats) is int and seats > 0 else None
+
+
+def _ascii(text: str) -> bytes:
+    return text.encode("ascii")
