@@ -30,7 +30,7 @@ from worker_adapters.engines._http import HttpAdapter
 from worker_adapters.engines._triton_errors import ERROR_RULES, RULES
 from worker_adapters.engines._triton_model import TritonModel
 from worker_adapters.errors import WorkerError
-from worker_adapters.transport import Request
+from worker_adapters.transport import Headers, Request
 
 __all__ = ["ERROR_RULES", "RULES", "EmbeddingTensors", "TritonAdapter"]
 
@@ -140,10 +140,8 @@ class TritonAdapter(HttpAdapter):
     async def _probe_health(self, call: Call) -> None:
         # The server as a whole is "not ready" while any model of it is not; ours may well be.
         name = self._model or await self._found_model(call)
-        # A connection from before still gets the old answer while the server shuts down.
-        headers = (*self._headers(call), (b"Connection", b"close"))
         try:
-            await self._exchange(Request("GET", f"{_path(name)}/ready", headers), call)
+            await self._get(f"{_path(name)}/ready", call)
         except WorkerError as error:
             if error.detail == "not_ready":
                 raise self._error(call, await self._state(name, call), phase="head") from None
@@ -268,6 +266,11 @@ class TritonAdapter(HttpAdapter):
         return "close+abort" if closing else "abort"
 
     # A task.
+
+    def _headers(self, call: Call, context: SubmitContext | None = None) -> Headers:
+        # A server that is told to end waits for every open connection, idle ones too, until its
+        # exit timeout; and over one from before it still answers that it is ready.
+        return (*super()._headers(call, context), (b"Connection", b"close"))
 
     def _decoder(self, dispatch: Dispatch, context: SubmitContext, call: Call) -> StreamDecoder:
         model = self._served

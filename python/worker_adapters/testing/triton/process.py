@@ -218,7 +218,10 @@ class TritonServer:
 
     def _fail(self, state: str) -> None:
         self.stop()
-        raise EngineStartError(f"Triton server {state}; its log ends:\n{self.log_tail(15)}")
+        # At the end it says little, after a table of its settings.
+        lines = [line for line in self._log if line and not line.startswith(("|", "+-"))]
+        said = "\n".join(lines[-25:])
+        raise EngineStartError(f"Triton server {state}; its log ends:\n{said}")
 
     def _spawn(self, installation: Installation) -> None:
         if self._child is not None:
