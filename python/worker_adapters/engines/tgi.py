@@ -36,7 +36,7 @@ RULES: Final[Sequence[Mapping[str, Any]]] = (
     {"message": "`inputs` tokens + `max_new_tokens` must be", **_OVERFLOW},
     {"message": "`inputs` must have less than", **_OVERFLOW},
     {"message": "Input validation error: grammar is not supported", **_UNSUPPORTED},
-    {"message": "modality is not supported", "type": "validation", **_UNSUPPORTED},
+    {"message": "modality is not supported", **_UNSUPPORTED},
     {"type": "validation", **_REQUEST},
     # The semaphore of --max-concurrent-requests; 429 where it is a status.
     {"type": "overloaded", **_OVERLOADED},
