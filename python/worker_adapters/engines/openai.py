@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from worker_adapters._core import TokenEvent, make_error
 from worker_adapters.adapter import TokenStream
+from worker_adapters.capabilities import AdapterCapabilities, Feature
 from worker_adapters.contract import (
     SubmitContext,
     TaskRequest,
@@ -28,7 +29,7 @@ from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported
 from worker_adapters.engines._http import HttpAdapter
 from worker_adapters.engines._openai_answers import embedding_answer, rerank_answer
 from worker_adapters.engines._openai_errors import ERROR_RULES, RULES
-from worker_adapters.errors import AdapterError
+from worker_adapters.errors import AdapterError, WorkerReset
 from worker_adapters.transport import Headers, Request
 
 __all__ = ["ERROR_RULES", "RULES", "OpenAiAdapter"]
@@ -85,6 +86,9 @@ _HEALTH_ROUTES: Final = ("/health", "/health/ready", "/v1/health/ready")
 
 _CONTEXT_FIELDS: Final = ("max_model_len", "context_length", "context_window")
 """What a listing calls the context length."""
+
+_WORKLOAD_FEATURES: Final = {"embedding": "embeddings", "rerank": "rerank"}
+"""What a workload's feature is called in a capability document, and its route alike."""
 
 _PROOF_SECONDS: Final = 30.0
 """How long a completed answer proves that the server is ready."""
@@ -150,6 +154,7 @@ class OpenAiAdapter(HttpAdapter):
         self._probe = probe
         self._asks_for_usage = True
         self._proven_at: float | None = None
+        self._routes: Mapping[str, bool] | None = None
 
     # What the server is.
 
@@ -157,6 +162,52 @@ class OpenAiAdapter(HttpAdapter):
         """Return nothing: no route that such servers share tells it. See `WorkerAdapter.props`."""
         del timeouts
         return WorkerProps()
+
+    async def capabilities(self, *, timeouts: Timeouts | None = None) -> AdapterCapabilities:
+        """Return what the server can do, its workloads included. See `HttpAdapter.capabilities`.
+
+        Whether a route is there shows when it is asked for nothing: one that is refuses that.
+        """
+        routes = self._routes
+        if routes is None:
+            call = self._call(timeouts)
+            routes = self._routes = {
+                route: has
+                for route in _WORKLOAD_FEATURES.values()
+                if (has := await self._has_route(f"{self._prefix}/{route}", call)) is not None
+            }
+        told = await super().capabilities(timeouts=timeouts)
+        workloads = tuple(
+            workload
+            for workload in told.supported_workloads
+            if routes.get(_WORKLOAD_FEATURES.get(workload, ""), True)
+        )
+        return told.model_copy(update={"supported_workloads": workloads})
+
+    async def _has_route(self, path: str, call: Call) -> bool | None:
+        """Return whether there is a route; None where the server does not say.
+
+        Raises WorkerError.
+        """
+        try:
+            await self._exchange(Request("POST", path, self._headers(call), b"{}"), call)
+        except AdapterError as error:
+            if error.status in {400, 422}:
+                return True
+            return False if _is_missing(error) else None
+        except WorkerReset:
+            return None
+        return True
+
+    def _features(self, identity: WorkerIdentity | None) -> Mapping[str, Feature]:
+        del identity
+        told = self._routes or {}
+        return {name: Feature(value=has, source="engine") for name, has in told.items()}
+
+    def _forget_identity(self, kind: str) -> None:
+        super()._forget_identity(kind)
+        if self._identity is None:
+            self._routes = None
 
     async def _ask_identity(self, call: Call) -> WorkerIdentity:
         listing = await self._optional(f"{self._prefix}/models", call, _listing)

@@ -23,7 +23,7 @@ from worker_adapters.engines.openai import (
     Sampler,
     _listing,
 )
-from worker_adapters.errors import AdapterError, WorkerError
+from worker_adapters.errors import AdapterError, WorkerReset
 from worker_adapters.transport import Headers, Request
 
 __all__ = ["ERROR_RULES", "RULES", "EngineLoad", "VllmAdapter"]
@@ -96,7 +96,7 @@ class EngineLoad:
 
 
 class VllmAdapter(OpenAiAdapter):
-    """A vLLM server. Arguments as `OpenAiAdapter` has them.
+    """A vLLM server. Arguments as `OpenAiAdapter` has them, except ``probe``.
 
     Closing the connection is what frees the engine, within about 0.1 s; where the server was
     started with ``--enable-scale-out`` the request is aborted by its id, too.
@@ -118,6 +118,10 @@ class VllmAdapter(OpenAiAdapter):
 
     def __init__(self, base_url: str, **options: Any) -> None:
         super().__init__(base_url, probe="route", **options)
+        # What does not change while a server lives: asked for once, not with every identity.
+        self._aborts_by_id: bool | None = None
+        self._seats: int | None = None
+        self._asked_for_seats = False
 
     # What the server is.
 
@@ -128,14 +132,13 @@ class VllmAdapter(OpenAiAdapter):
         runs at once (``--max-num-seqs``).
         """
         call = self._call(timeouts)
-        identity = self._identity or await self._refresh_identity(call)
-        per_engine = identity.details.get("max_num_seqs")
-        if not isinstance(per_engine, int):
-            return WorkerProps()
         load = await self._load(call)
-        if load.running is None or load.engines is None:
+        if not self._asked_for_seats:
+            self._seats = await self._max_num_seqs(call)
+            self._asked_for_seats = True
+        if self._seats is None or load.running is None or load.engines is None:
             return WorkerProps()
-        total = per_engine * load.engines
+        total = self._seats * load.engines
         return WorkerProps(
             slots_total=total,
             slots_free=max(0, total - load.running),
@@ -160,13 +163,16 @@ class VllmAdapter(OpenAiAdapter):
         listing = await self._get_json(f"{self._prefix}/models", call, _listing)
         # Names of LoRA adapters are listed beside the model they belong to.
         own = [row for row in listing if row.get("parent") is None]
-        return self._described(
-            version,
-            own,
-            front_end="rust" if _is_rust(own) else "python",
-            aborts=_parsed(version) >= ABORT_ROUTE and await self._has_abort_route(call),
-            max_num_seqs=await self._max_num_seqs(call),
-        )
+        if self._aborts_by_id is None:
+            could = _parsed(version) >= ABORT_ROUTE
+            self._aborts_by_id = could and await self._has_abort_route(call)
+        front_end = "rust" if _is_rust(own) else "python"
+        return self._described(version, own, front_end=front_end, aborts=self._aborts_by_id)
+
+    def _forget_identity(self, kind: str) -> None:
+        super()._forget_identity(kind)
+        if self._identity is None:
+            self._aborts_by_id, self._seats, self._asked_for_seats = None, None, False
 
     def _chosen(self, listing: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         # Several names of one model: any of them does, the first is the one in the metrics.
@@ -185,9 +191,7 @@ class VllmAdapter(OpenAiAdapter):
         """Ask how many requests an engine runs at once; only a server in development mode tells."""
         try:
             return await self._get_json("/server_info?config_format=json", call, _max_num_seqs)
-        except WorkerError as error:
-            if error.kind not in {"Adapter", "WorkerReset"}:
-                raise
+        except (AdapterError, WorkerReset):
             return None
 
     def _features(self, identity: WorkerIdentity | None) -> Mapping[str, Feature]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.unit.engines.played import capture, engine
+from tests.unit.engines.played import NOT_FOUND, capture, engine
 from tests.unit.engines.tasking import HELLO, dispatch, payload, task
 from tests.unit.wire import LAST_CHUNK, STREAM_HEAD, Connection, Received, answer, chunk
-from worker_adapters import AdapterError, SamplerProfile
+from worker_adapters import AdapterError, ExpectedModel, SamplerProfile
 from worker_adapters.engines._dispatch import Unsupported
 from worker_adapters.engines._openai_answers import embedding_answer, rerank_answer
 from worker_adapters.engines.openai import OpenAiAdapter
@@ -327,6 +327,38 @@ async def test_what_the_server_is_is_asked_once() -> None:
         assert len(server.requests("/v1/models")) == 1
         props = await adapter.props()
     assert (props.slots_total, props.slots_free) == (None, None)
+
+
+async def test_workloads_are_asked_for() -> None:
+    refusal = answer('{"error":{"message":"input is missing"}}', status="400 Bad Request")
+    off = answer('{"error":{"message":"off"}}', status="501 Not Implemented")
+    hidden = answer('{"error":{"message":"no"}}', status="403 Forbidden")
+    for embeddings, rerank, expected in (
+        (refusal, off, (True, False, "engine", "engine")),
+        (NOT_FOUND, hidden, (False, True, "engine", "adapter")),
+    ):
+        routes: dict[str, Answering] = {
+            "POST /v1/embeddings": embeddings,
+            "POST /v1/rerank": rerank,
+        }
+        async with engine(routes) as server, OpenAiAdapter(server.url) as adapter:
+            told = (await adapter.capabilities()).features
+        has = [told["embeddings"], told["rerank"]]
+        assert (*(f.value for f in has), *(f.source for f in has)) == expected
+
+
+async def test_the_expected_model_among_several() -> None:
+    routes: dict[str, Answering] = {"GET /health": OK, "GET /v1/models": listing("a", "b")}
+    async with engine(routes) as server:
+        async with OpenAiAdapter(server.url, expect=ExpectedModel(name="b")) as adapter:
+            assert (await adapter.identity()).model == "b"
+            assert (await adapter.health()).ready
+        async with OpenAiAdapter(server.url, expect=ExpectedModel(name="c")) as adapter:
+            health = await adapter.health()
+            assert (health.live, health.ready, health.reason) == (True, False, "wrong_model")
+            with pytest.raises(AdapterError) as caught:
+                await adapter.submit(openai())
+    assert caught.value.detail == "wrong_model"
 
 
 # Whether it is ready.

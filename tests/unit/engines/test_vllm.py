@@ -302,7 +302,6 @@ async def test_identities(tag: str, version: str, front_end: str, path: str) -> 
     assert identity.model_path == path
     assert identity.details["front_end"] == front_end
     assert identity.details["aborts"] is False
-    assert "max_num_seqs" not in identity.details
     # 0.10.2 is not asked for a route that it cannot have.
     assert bool(server.requests(ABORT_PATH)) == (version != "0.10.2.post2")
 
@@ -544,6 +543,38 @@ async def test_slots_are_unknown_where_it_does_not(config: Any) -> None:
     async with serving("vllm032", routes) as (adapter, _):
         props = await adapter.props()
     assert (props.slots_total, props.slots_free, props.source) == (None, None, None)
+
+
+async def test_what_a_server_of_embeddings_can_do() -> None:
+    routes: dict[str, Answering] = {
+        "POST /v1/embeddings": capture("vllm/vllm032-embed-missing-input"),
+        "GET /metrics": capture("vllm/vllm032-embed-metrics"),
+    }
+    async with serving("vllm032", routes) as (adapter, server):
+        told = await adapter.capabilities()
+        again = await adapter.capabilities()
+        (asked,) = server.requests("/v1/embeddings")
+    assert again.features == told.features
+    assert asked.json == {}
+    features = {name: feature.value for name, feature in told.features.items()}
+    assert (told.engine_version, told.ctx_max, told.slots_total) == ("0.32.0", 512, None)
+    assert (features["embeddings"], features["rerank"]) == (True, False)
+    assert told.features["rerank"].source == "engine"
+    assert told.supported_workloads == ("completion", "embedding")
+    assert (features["metrics"], features["cancel"]) == (True, "close")
+    assert (features["token_ids"], features["data_parallel_rank"]) == (True, True)
+
+
+async def test_features_by_version_and_front_end() -> None:
+    async with serving("vllm032rust") as (adapter, _):
+        rust = (await adapter.capabilities()).features
+    assert not rust["data_parallel_rank"].value
+    routes = {"GET /version": answer('{"version":"0.8.5"}')}
+    async with serving("vllm0102", routes) as (adapter, _):
+        old = (await adapter.capabilities()).features
+    for name in ("constraint.regex", "constraint.grammar", "token_ids", "data_parallel_rank"):
+        assert not old[name].value
+    assert old["constraint.choice"].value
 
 
 # Aborting.
