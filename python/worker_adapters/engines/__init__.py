@@ -13,8 +13,17 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from worker_adapters.adapter import WorkerAdapter
     from worker_adapters.engines.llamacpp import LlamaCppAdapter
+    from worker_adapters.engines.openai import OpenAiAdapter
+    from worker_adapters.engines.vllm import VllmAdapter
 
-__all__ = ["ENGINES", "EngineRow", "LlamaCppAdapter", "adapter_class"]
+__all__ = [
+    "ENGINES",
+    "EngineRow",
+    "LlamaCppAdapter",
+    "OpenAiAdapter",
+    "VllmAdapter",
+    "adapter_class",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,21 @@ _ROWS: Final = (
         adapter="worker_adapters.engines.llamacpp:LlamaCppAdapter",
         evidence="tests/captures/llamacpp",
         docs="docs/engines/llamacpp.md",
+    ),
+    EngineRow(
+        name="vllm",
+        dialect="openai",
+        adapter="worker_adapters.engines.vllm:VllmAdapter",
+        evidence="tests/captures/vllm",
+        docs="docs/engines/vllm.md",
+    ),
+    EngineRow(
+        name="openai",
+        dialect="openai",
+        adapter="worker_adapters.engines.openai:OpenAiAdapter",
+        # Every server whose answers on OpenAI's routes are recorded has its own; the most are here.
+        evidence="tests/captures/vllm",
+        docs="docs/engines/openai.md",
     ),
 )
 
