@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import CAPTURES
+from worker_adapters import Timeouts
 from worker_adapters.engines.triton import TritonAdapter
 from worker_adapters.testing.triton import EngineStartError, TritonServer, install
 
@@ -69,7 +70,9 @@ async def test_health_while_a_model_loads_and_after_one_has_failed(tmp_path: Pat
         (tmp_path / name / "config.pbtxt").write_text(f'name: "{name}" backend: "python"\n')
     flags = ["--model-control-mode=explicit", "--exit-on-error=false"]
     async with TritonServer(repository=tmp_path, flags=flags) as server:
-        async with TritonAdapter(server.url, model="slow") as adapter:
+        # The thread of the server that loads a model serves an eighth of the connections, then.
+        timeouts = Timeouts(unary=0.2)
+        async with TritonAdapter(server.url, model="slow", timeouts=timeouts) as adapter:
             assert (await adapter.health()).state == "failed"  # there is no such model yet
             loading = asyncio.create_task(asyncio.to_thread(_load, server.url, "slow"))
             states: list[str] = []
@@ -79,7 +82,7 @@ async def test_health_while_a_model_loads_and_after_one_has_failed(tmp_path: Pat
                 await asyncio.sleep(0.02)
             await loading
             assert "loading" in states
-            assert set(states) <= {"failed", "loading", "ready"}
+            assert set(states) <= {"failed", "loading", "ready", "unreachable"}
             with pytest.raises(urllib.error.HTTPError):
                 await asyncio.to_thread(_load, server.url, "broken")
             # The server as a whole is not ready now; this model still is.
