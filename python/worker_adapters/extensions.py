@@ -6,7 +6,7 @@ An adapter translates each field for the engine and version at hand, or refuses 
 engine, version and field; it never drops one silently.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -198,22 +198,7 @@ Feature: TypeAlias = Literal[
     "affinity_key",
 ]
 
-FEATURES: Final[frozenset[Feature]] = frozenset(
-    (
-        "messages",
-        "tools",
-        "tool_choice",
-        "constraint",
-        "stop",
-        "sampling",
-        "logprobs",
-        "token_ids",
-        "lora",
-        "priority",
-        "data_parallel_rank",
-        "affinity_key",
-    )
-)
+FEATURES: Final[frozenset[Feature]] = frozenset(get_args(Feature))
 """Every field of `TaskExtensions`."""
 
 
