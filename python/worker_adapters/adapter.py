@@ -12,12 +12,14 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import ClassVar, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 from uuid import UUID
 
-from worker_adapters._core import StreamDecoder, TokenEvent
+from worker_adapters._abort import Abort
+from worker_adapters._core import ErrorRules, StreamDecoder, TokenEvent
+from worker_adapters.capabilities import AdapterCapabilities, Feature, Source
 from worker_adapters.contract import (
     CancelReceipt,
     Collected,
@@ -28,7 +30,10 @@ from worker_adapters.contract import (
     WorkerHealth,
     WorkerIdentity,
     WorkerProps,
+    Workload,
 )
+from worker_adapters.errors import WorkerError
+from worker_adapters.extensions import FEATURES, Constraint
 from worker_adapters.transport import ByteStream, TransportError
 
 __all__ = ["TokenStream", "WorkerAdapter"]
@@ -46,6 +51,13 @@ CLOSE_SECONDS: Final = 1.0
 CLOCK_SLACK: Final = 1e-3
 """How much earlier than asked, in seconds, a loop may ring."""
 
+_EXTENSIONS: Final = sorted(
+    (FEATURES - {"constraint", "messages"})
+    | {f"constraint.{kind}" for kind in Constraint.model_fields}
+    | {"messages.image"}
+)
+"""What a capability document says of the extensions beside ``chat``, one feature each."""
+
 
 class WorkerAdapter(ABC):
     """One engine at one address: what an orchestrator sees of it.
@@ -57,6 +69,30 @@ class WorkerAdapter(ABC):
 
     engine: ClassVar[str]
     """The engine's name: of its module, its metrics and its captures."""
+
+    dialect: ClassVar[str]
+    """The wire dialect of its streams; `worker_adapters.StreamDecoder` decodes it."""
+
+    rules: ClassVar[ErrorRules] = ErrorRules()
+    """What its errors mean; without a row the HTTP status decides."""
+
+    workloads: ClassVar[tuple[Workload, ...]] = ("completion",)
+    """What the engine can be asked for; what it has loaded may still refuse."""
+
+    translates: ClassVar[frozenset[str]] = frozenset()
+    """Which of `TaskExtensions.used` a completion takes to the engine; the others are refused."""
+
+    translates_unary: ClassVar[frozenset[str]] = frozenset()
+    """As ``translates``, for embeddings and reranking."""
+
+    cancel_kind: ClassVar[Literal["close", "abort", "close+abort", "none"]] = "close"
+    """What frees the engine when a task is cancelled."""
+
+    cancel_in_prefill: ClassVar[Literal["yes", "no", "unknown"]] = "unknown"
+    """Whether cancelling frees the engine while it still reads the prompt."""
+
+    determinism: ClassVar[Literal["strict", "best_effort", "none"]] = "best_effort"
+    """What ``determinism="strict"`` can promise."""
 
     pool_id: str
     replica_id: str
@@ -98,6 +134,53 @@ class WorkerAdapter(ABC):
     async def identity(self, *, timeouts: Timeouts | None = None) -> WorkerIdentity:
         """Ask the engine what it is and which model it has loaded. Raises WorkerError."""
         return WorkerIdentity(engine_version=await self.engine_version(timeouts=timeouts))
+
+    async def capabilities(self, *, timeouts: Timeouts | None = None) -> AdapterCapabilities:
+        """Tell what this adapter and the engine behind it can do. Raises WorkerError."""
+        identity = await self.identity(timeouts=timeouts)
+        return self._describe(identity, await self.props(timeouts=timeouts))
+
+    def _features(self, identity: WorkerIdentity | None) -> Mapping[str, Feature]:
+        """Return features beside those that follow from the class, or in their place."""
+        del identity
+        return {}
+
+    def _describe(self, identity: WorkerIdentity | None, props: WorkerProps) -> AdapterCapabilities:
+        """Put together what the class knows and what the engine told; None where it would not."""
+        told: dict[str, Any] = {"slots_total": props.slots_total}
+        if identity is not None:
+            told |= {
+                "engine_version": identity.engine_version,
+                "model": identity.model,
+                "ctx_max": identity.ctx_max,
+                "max_tokens_out": identity.max_tokens_out,
+            }
+        sources: dict[str, Source] = {
+            name: "engine" for name, value in told.items() if value is not None
+        }
+        if props.slots_total is not None and props.source == "configuration":
+            sources["slots_total"] = "configuration"
+        facts: dict[str, bool | str] = {
+            "streaming": True,
+            "seed": True,
+            "cancel": self.cancel_kind,
+            "cancel_in_prefill": self.cancel_in_prefill,
+            "determinism": self.determinism,
+            "chat": "messages" in self.translates,
+            "embeddings": "embedding" in self.workloads,
+            "rerank": "rerank" in self.workloads,
+            "metrics": False,
+        }
+        for name in _EXTENSIONS:
+            facts[name] = name in self.translates
+        features = {name: Feature(value=value, source="adapter") for name, value in facts.items()}
+        return AdapterCapabilities(
+            engine=self.engine,
+            supported_workloads=self.workloads,
+            features=features | dict(self._features(identity)),
+            sources=sources,
+            **told,
+        )
 
     async def embed(
         self,
@@ -167,8 +250,8 @@ class TokenStream:
 
     __slots__ = (
         "__weakref__",
+        "_abort",
         "_body",
-        "_cancel_kind",
         "_cancelled",
         "_clock",
         "_closed",
@@ -191,15 +274,15 @@ class TokenStream:
         *,
         events: Iterable[TokenEvent] = (),
         clock: Callable[[], float] = time.monotonic,
-        on_terminal: Callable[[TokenEvent | None], None] | None = None,
-        cancel_kind: Literal["close", "close+abort"] = "close",
+        on_terminal: Callable[[TokenEvent], None] | None = None,
+        abort: Abort | None = None,
     ) -> None:
         """Adapters make streams. ``events`` is what ``decoder`` has produced so far.
 
-        ``on_terminal`` is called once: with the terminal event, or with None when the stream is
-        dropped before it; then possibly in another thread.
+        ``on_terminal`` is called with the terminal event, and not at all for a stream that is
+        dropped before it. ``abort`` is started when the stream is left or given up.
         """
-        self._cancel_kind: Literal["close", "close+abort"] = cancel_kind
+        self._abort = abort
         self._body = body
         self._task_id = task_id
         self._decoder = decoder
@@ -273,19 +356,26 @@ class TokenStream:
     async def cancel(self) -> CancelReceipt:
         """Cancel the task. Idempotent; after it returns only a terminal event can still come.
 
-        May be called from any loop.
+        Where the engine has an abort of its own, its answer is waited for, 2 s at most. May be
+        called from any loop.
         """
         if asyncio.get_running_loop() is not self._loop and self._loop.is_running():
             elsewhere = asyncio.run_coroutine_threadsafe(self.cancel(), self._loop)
             return await asyncio.wrap_future(elsewhere)
         began = self._clock()
         body = self._body
-        sent = self._cancel_now() and body is not None
-        if sent and body is not None:
+        method: Literal["none", "close", "close+abort"] = "none"
+        confirmed = None
+        if self._cancel_now() and body is not None:
+            method = "close"
             await self._close(body)
+            if self._abort is not None:
+                method = "close+abort"
+                confirmed = await self._abort.taken()
         return CancelReceipt(
-            method=self._cancel_kind if sent else "none",
-            sent=sent,
+            method=method,
+            sent=method != "none",
+            confirmed=confirmed,
             elapsed_ms=round((self._clock() - began) * 1000, 3),
         )
 
@@ -315,8 +405,8 @@ class TokenStream:
         if body is not None:
             self._stop_timer()
             body.abort()
-            if self._on_terminal is not None and not self._decoder.is_terminal:
-                self._on_terminal(None)
+            if self._abort is not None and not self._decoder.is_terminal:
+                self._abort.start()
 
     def _cancel_now(self) -> bool:
         """End the stream here and now; whether there was anything to end."""
@@ -389,6 +479,8 @@ class TokenStream:
                 self._timer = self._loop.call_later(LINGER_SECONDS, _ring, weakref.ref(self))
             else:
                 self._body.abort()
+        if self._abort is not None and _leaves_work(terminal):
+            self._abort.start()
         on_terminal, self._on_terminal = self._on_terminal, None
         if on_terminal is not None:
             on_terminal(terminal)
@@ -460,6 +552,15 @@ class TokenStream:
             self._produced(self._decoder.tick(max(now, due)))
         else:
             self._set_timer()
+
+
+def _leaves_work(terminal: TokenEvent) -> bool:
+    """Whether the engine may still work on a task whose stream ended so."""
+    error = terminal.error
+    if isinstance(error, WorkerError):
+        # After a reset there is nothing left to abort, or nobody to tell.
+        return error.kind != "WorkerReset"
+    return terminal.finish_reason == "cancelled"
 
 
 def _ring(stream: "weakref.ref[TokenStream]") -> None:

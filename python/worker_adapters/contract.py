@@ -51,6 +51,7 @@ __all__ = [
     "WorkerHealth",
     "WorkerIdentity",
     "WorkerProps",
+    "Workload",
 ]
 
 Workload: TypeAlias = Literal["completion", "embedding", "rerank"]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from worker_adapters._abort import Abort
 from worker_adapters.contract import Timeouts
 from worker_adapters.transport import Progress
 
@@ -28,6 +29,10 @@ class Call:
     deadline: float | None = None
     """Instant at which the task's time is up."""
     progress: Progress = field(default_factory=Progress)
+    answered: bool = False
+    """Whether the last request without a stream got an answer, whatever it said."""
+    abort: Abort | None = None
+    """The engine's own abort, once a submit that was given up has started it."""
     cancelled: bool = False
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     over: asyncio.Event = field(default_factory=asyncio.Event)

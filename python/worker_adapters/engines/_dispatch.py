@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker_adapters.contract import SamplerProfile, TaskRequest, WorkerIdentity
-from worker_adapters.extensions import TaskExtensions
+from worker_adapters.extensions import Sampling, TaskExtensions
 
 __all__ = ["Answer", "Dispatch", "Unsupported"]
 
@@ -56,13 +56,13 @@ class Dispatch:
         """Return the sampling parameters that are set, by their names in `Sampling`.
 
         The task's own win over the profile's; ``determinism="strict"`` is greedy unless one of
-        them sets a temperature.
+        them sets a temperature. Stop words are not among them: see `stop`.
         """
         parameters: dict[str, Any] = {}
         if self.task.determinism == "strict":
             parameters["temperature"] = 0.0
         if self.profile is not None:
-            parameters |= self.profile.parameters()
+            parameters |= Sampling.parameters(self.profile)
         if self.extensions.sampling is not None:
             parameters |= self.extensions.sampling.parameters()
         return parameters

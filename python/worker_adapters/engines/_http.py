@@ -13,19 +13,19 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Final, Literal, NoReturn, TypeVar
+from typing import Any, ClassVar, Final, NoReturn, TypeVar
 from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
+from worker_adapters._abort import Abort
 from worker_adapters._core import (
-    ErrorRules,
     StreamDecoder,
     TokenEvent,
     classify_response,
     make_error,
 )
 from worker_adapters.adapter import TokenStream, WorkerAdapter
-from worker_adapters.capabilities import AdapterCapabilities, Feature, Source
+from worker_adapters.capabilities import AdapterCapabilities
 from worker_adapters.contract import (
     CancelReceipt,
     ExpectedModel,
@@ -40,8 +40,7 @@ from worker_adapters.contract import (
 from worker_adapters.engines._call import Call, CancelledInFlightError
 from worker_adapters.engines._credentials import ApiKey, Credentials
 from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported
-from worker_adapters.errors import WorkerError
-from worker_adapters.extensions import FEATURES, Constraint
+from worker_adapters.errors import DeadlineUnmet, DecodeTimeout, WorkerError
 from worker_adapters.transport import (
     MAX_ANSWER_BYTES,
     MAX_ERROR_BYTES,
@@ -59,8 +58,6 @@ from worker_adapters.transport._httpx import Client, HttpxTransport
 
 __all__ = ["Answer", "Call", "Dispatch", "HttpAdapter", "Unsupported"]
 
-_Call = Call
-
 ERROR_BODY_SECONDS: Final = 2.0
 """How long the body of an error answer may take once its head is there."""
 
@@ -73,11 +70,11 @@ CAPABILITIES_SECONDS: Final = 30.0
 FLAP_SECONDS: Final = 10.0
 """For how long after a good probe a single bad one is not believed."""
 
-_EXTENSIONS: Final = sorted(
-    (FEATURES - {"constraint", "messages"})
-    | {f"constraint.{kind}" for kind in Constraint.model_fields}
-)
-"""What a capability document says of the extensions, one feature each."""
+SUBMIT_SECONDS: Final = 1.0
+"""How long a cancel waits for the submit it has ended to be over."""
+
+_NOT_TOLD: Final = frozenset(("not_found", "unsupported", "bad_json"))
+"""How an engine answers that does not tell what it is."""
 
 _FLEETING: Final = frozenset(("unary_timeout", "connect_timeout", "reset", "truncated"))
 """What can befall a probe of an engine that is well."""
@@ -108,23 +105,12 @@ class HttpAdapter(WorkerAdapter):
     Raises ValueError for a base URL, key or profile that cannot be used, saying why.
     """
 
-    dialect: ClassVar[str]
-    rules: ClassVar[ErrorRules]
     health_path: ClassVar[str]
     default_timeouts: ClassVar[Timeouts] = Timeouts()
     max_seed: ClassVar[int] = 2**63 - 1
     """The largest seed the engine takes as it is."""
-    translates: ClassVar[frozenset[str]] = frozenset()
-    """Which of `TaskExtensions.used` the engine is told; the others are refused."""
     keeps_after_stream: ClassVar[bool] = True
     """Whether the engine keeps a connection open after a stream, so that it can be used again."""
-    workloads: ClassVar[tuple[Literal["completion", "embedding", "rerank"], ...]] = ("completion",)
-    """What the engine can be asked for; what it has loaded may still refuse."""
-    cancel_kind: ClassVar[Literal["close", "close+abort", "none"]] = "close"
-    cancel_in_prefill: ClassVar[Literal["yes", "no", "unknown"]] = "unknown"
-    """Whether cancelling frees the engine while it still reads the prompt."""
-    determinism: ClassVar[Literal["strict", "best_effort", "none"]] = "best_effort"
-    """What ``determinism="strict"`` can promise."""
 
     def __init__(
         self,
@@ -156,7 +142,7 @@ class HttpAdapter(WorkerAdapter):
         self._ready_at: float | None = None
         self._capabilities: AdapterCapabilities | None = None
         self._capabilities_at = 0.0
-        self._aborts: set[asyncio.Task[None]] = set()
+        self._aborts: set[Abort] = set()
         self._submits: dict[UUID, Call] = {}
         self._streams: WeakValueDictionary[UUID, TokenStream] = WeakValueDictionary()
         self._closed = False
@@ -201,15 +187,11 @@ class HttpAdapter(WorkerAdapter):
         return ()
 
     def _abort_request(self, dispatch: Dispatch) -> Request | None:
-        """Return the engine's own abort of this task, if it has one.
+        """Return the engine's own abort of this task, if it has one, without headers of ours.
 
         It must name the task: an abort without an id would end other people's.
         """
         return None
-
-    def _features(self, identity: WorkerIdentity | None) -> Mapping[str, Feature]:
-        """Return features beside those that follow from the class, or in their place."""
-        return {}
 
     async def _probe_health(self, call: Call) -> None:
         """Return when the engine is ready. Raises WorkerError, saying why, when it is not."""
@@ -220,81 +202,46 @@ class HttpAdapter(WorkerAdapter):
     async def health(self, *, timeouts: Timeouts | None = None) -> WorkerHealth:
         """Ask whether the engine is ready. See `WorkerAdapter.health`.
 
-        A probe that times out or is cut off is tried once more when the one before it, less than
+        A probe that times out or is cut off is made once more when the one before it, less than
         `FLAP_SECONDS` ago, found the engine ready.
         """
         call = self._call(timeouts)
-        now = self._clock()
-        was_ready = self._ready_at is not None and now - self._ready_at < FLAP_SECONDS
+        ready_at, self._ready_at = self._ready_at, None
+        was_ready = ready_at is not None and self._clock() - ready_at < FLAP_SECONDS
         try:
             try:
                 await self._probe_health(call)
             except WorkerError as error:
                 if not was_ready or error.detail not in _FLEETING:
                     raise
-                await self._probe_health(self._call(timeouts))
+                await self._probe_health(call)
             if self._expect is not None:
-                identity = await self._refresh_identity(call)
-                if self._expect.differs_from(identity):
-                    self._ready_at = None
+                identity = await self._told_identity(call)
+                if identity is not None and self._expect.differs_from(identity):
                     return WorkerHealth(live=True, ready=False, reason="wrong_model")
         except WorkerError as error:
-            self._ready_at = None
-            return WorkerHealth(live=error.status is not None, ready=False, reason=error.detail)
+            live = call.answered or error.status is not None
+            return WorkerHealth(live=live, ready=False, reason=error.detail)
         self._ready_at = self._clock()
         return WorkerHealth(live=True, ready=True)
 
     async def capabilities(self, *, timeouts: Timeouts | None = None) -> AdapterCapabilities:
-        """Return what this adapter can do, from answers at most `CAPABILITIES_SECONDS` old.
+        """Tell what this adapter can do, from answers at most `CAPABILITIES_SECONDS` old.
 
-        Raises WorkerError when the engine has to be asked and cannot be.
+        See `WorkerAdapter.capabilities`. An engine that does not tell what it is, is described by
+        what its adapter knows.
         """
         age = self._clock() - self._capabilities_at
-        if self._capabilities is None or age >= CAPABILITIES_SECONDS:
-            call = self._call(timeouts)
-            identity: WorkerIdentity | None = None
-            with contextlib.suppress(WorkerError):
-                # An engine that does not tell what it is can still be asked for its slots.
-                identity = await self._refresh_identity(call)
-            props = await self.props(timeouts=timeouts)
-            self._capabilities = self._describe(identity, props)
-            self._capabilities_at, age = self._clock(), 0.0
-        return self._capabilities.model_copy(update={"age_ms": round(age * 1000)})
+        described = self._capabilities
+        if described is None or age >= CAPABILITIES_SECONDS:
+            identity = await self._told_identity(self._call(timeouts))
+            described = self._describe(identity, await self.props(timeouts=timeouts))
+            self._capabilities, self._capabilities_at, age = described, self._clock(), 0.0
+        return described.model_copy(update={"age_ms": round(age * 1000)})
 
     def _describe(self, identity: WorkerIdentity | None, props: WorkerProps) -> AdapterCapabilities:
-        told: dict[str, Any] = {"slots_total": props.slots_total}
-        if identity is not None:
-            told |= {
-                "engine_version": identity.engine_version,
-                "model": identity.model,
-                "ctx_max": identity.ctx_max,
-                "max_tokens_out": identity.max_tokens_out,
-            }
-        sources: dict[str, Source] = {
-            name: "engine" for name, value in told.items() if value is not None
-        }
-        facts: dict[str, bool | str] = {
-            "streaming": True,
-            "seed": True,
-            "cancel": self.cancel_kind,
-            "cancel_in_prefill": self.cancel_in_prefill,
-            "determinism": self.determinism,
-            "chat": "messages" in self.translates,
-            "embeddings": "embedding" in self.workloads,
-            "rerank": "rerank" in self.workloads,
-            "metrics": False,
-        }
-        for name in _EXTENSIONS:
-            facts[name] = name in self.translates
-        features = {name: Feature(value=value, source="adapter") for name, value in facts.items()}
-        return AdapterCapabilities(
-            engine=self.engine,
-            sampler_profile_versions=tuple(self._profiles),
-            supported_workloads=self.workloads,
-            features=features | dict(self._features(identity)),
-            sources=sources,
-            **told,
-        )
+        described = super()._describe(identity, props)
+        return described.model_copy(update={"sampler_profile_versions": tuple(self._profiles)})
 
     async def engine_version(self, *, timeouts: Timeouts | None = None) -> str:
         """Ask the engine which build it is. See `WorkerAdapter.engine_version`."""
@@ -329,8 +276,10 @@ class HttpAdapter(WorkerAdapter):
         return stream
 
     async def cancel(self, task_id: UUID | str) -> CancelReceipt:
-        """Cancel a task by closing its connection. See `WorkerAdapter.cancel`."""
-        began = self._clock()
+        """Cancel a task by closing its connection. See `WorkerAdapter.cancel`.
+
+        Where the engine has an abort of its own, its answer is waited for, 2 s at most.
+        """
         key = task_id if isinstance(task_id, UUID) else UUID(task_id)
         stream = self._streams.get(key)
         if stream is not None:
@@ -338,24 +287,37 @@ class HttpAdapter(WorkerAdapter):
         call = self._submits.get(key)
         if call is None:
             return CancelReceipt(method="none", sent=False, elapsed_ms=0.0)
+        return await self._cancel_submit(call)
+
+    async def _cancel_submit(self, call: Call) -> CancelReceipt:
+        began = self._clock()
         call.cancel()
+        confirmed = None
         if call.loop is asyncio.get_running_loop():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(SUBMIT_SECONDS):
                     await call.over.wait()
-        elapsed_ms = round((self._clock() - began) * 1000, 3)
-        return CancelReceipt(method="close", sent=True, elapsed_ms=elapsed_ms)
+            if call.abort is not None:
+                confirmed = await call.abort.taken()
+        return CancelReceipt(
+            method="close" if call.abort is None else "close+abort",
+            sent=True,
+            confirmed=confirmed,
+            elapsed_ms=round((self._clock() - began) * 1000, 3),
+        )
 
     async def aclose(self) -> None:
         """Cancel what is in flight and close every connection. See `WorkerAdapter.aclose`."""
         self._closed = True
-        for call in list(self._submits.values()):
-            call.cancel()
-        for stream in list(self._streams.values()):
-            await stream.cancel()
-        if self._aborts:
-            await asyncio.wait(set(self._aborts), timeout=ABORT_SECONDS)
-        await self._transport.aclose()
+        try:
+            await asyncio.gather(
+                *(self._cancel_submit(call) for call in list(self._submits.values())),
+                *(stream.cancel() for stream in list(self._streams.values())),
+            )
+            # Those of streams that were left or dropped just before.
+            await asyncio.gather(*(abort.taken() for abort in list(self._aborts)))
+        finally:
+            await self._transport.aclose()
 
     # A submit, step by step.
 
@@ -394,38 +356,42 @@ class HttpAdapter(WorkerAdapter):
         self, dispatch: Dispatch, context: SubmitContext, call: Call
     ) -> TokenStream:
         try:
-            dispatch = replace(
-                dispatch, identity=await self._known_identity(call), model=self._model
-            )
-            self._check_engine(dispatch, call)
-            decoder = self._decoder(dispatch, context, call)
             try:
+                dispatch = replace(
+                    dispatch, identity=await self._known_identity(call), model=self._model
+                )
+                self._check_engine(dispatch, call)
+                # Before the decoder, which has to know the key that they carry.
+                headers = self._headers(call, context)
+                decoder = self._decoder(dispatch, context, call)
                 if dispatch.task.workload == "completion":
-                    return await self._stream(dispatch, context, call, decoder)
-                return await self._unary_stream(dispatch, context, call, decoder)
-            except Unsupported as refusal:
-                raise self._unsupported(dispatch, refusal.field, call, refusal.why) from None
-        except CancelledInFlightError:
-            if call.progress.phase in {"write", "head"} and dispatch.task.workload == "completion":
-                abort = self._prepared_abort(dispatch, call)
-                if abort is not None:
-                    self._abort_soon(abort)
-            decoder = self._decoder(dispatch, context, call)
-            events = decoder.cancel(self._clock())
-            return TokenStream(
-                dispatch.task.task_id, decoder, None, events=events, clock=self._clock
-            )
+                    return await self._stream(dispatch, headers, call, decoder)
+                return await self._unary_stream(dispatch, headers, call, decoder)
+            except CancelledInFlightError:
+                decoder = self._decoder(dispatch, context, call)
+                events = decoder.cancel(self._clock())
+                return TokenStream(
+                    dispatch.task.task_id, decoder, None, events=events, clock=self._clock
+                )
+        except Unsupported as refusal:
+            raise self._unsupported(dispatch, refusal.field, call, refusal.why) from None
 
     def _check_engine(self, dispatch: Dispatch, call: Call) -> None:
         """Refuse what this engine, as far as it tells, cannot do. Raises WorkerError."""
         task, identity = dispatch.task, dispatch.identity
         if task.workload not in self.workloads:
             raise self._unsupported(dispatch, f"workload {task.workload}", call)
-        if unknown := sorted(dispatch.extensions.used() - self.translates):
-            raise self._unsupported(dispatch, ", ".join(unknown), call)
+        if task.workload == "completion":
+            known, why = self.translates, ""
+        else:
+            known, why = self.translates_unary, f"not for the workload {task.workload}"
+        if unknown := sorted(dispatch.extensions.used() - known):
+            raise self._unsupported(dispatch, ", ".join(unknown), call, why)
         if identity is None:
             return
         if self._expect is not None and self._expect.differs_from(identity):
+            # Another one may be loaded by the next time.
+            self._identity = None
             raise self._error(call, "wrong_model", "the engine has another model loaded")
         if task.ctx > (identity.ctx_max or task.ctx):
             raise self._error(
@@ -444,15 +410,16 @@ class HttpAdapter(WorkerAdapter):
 
     async def _known_identity(self, call: Call) -> WorkerIdentity | None:
         """Return the engine's identity, asked for once; None where it will not tell."""
-        if self._identity is None:
-            try:
-                await self._refresh_identity(call)
-            except WorkerError as error:
-                # One that answers but does not tell is still worth a try.
-                if error.detail not in {"not_found", "unsupported", "bad_json"}:
-                    raise
-            call.progress.phase = "queue"
-        return self._identity
+        return await self._told_identity(call) if self._identity is None else self._identity
+
+    async def _told_identity(self, call: Call) -> WorkerIdentity | None:
+        """Ask the engine what it is; None where it answers and does not tell."""
+        try:
+            return await self._refresh_identity(call)
+        except WorkerError as error:
+            if error.detail not in _NOT_TOLD:
+                raise
+            return None
 
     async def _refresh_identity(self, call: Call) -> WorkerIdentity:
         try:
@@ -465,7 +432,7 @@ class HttpAdapter(WorkerAdapter):
     def _forget_identity(self, kind: str) -> None:
         """Whatever answers after a reset or an outage may be another build or another model."""
         if kind in {"WorkerReset", "PoolUnavailable"}:
-            self._identity = None
+            self._identity = self._capabilities = None
 
     def _decoder(self, dispatch: Dispatch, context: SubmitContext, call: Call) -> StreamDecoder:
         timeouts, identity, profile = call.timeouts, dispatch.identity, dispatch.profile
@@ -497,19 +464,16 @@ class HttpAdapter(WorkerAdapter):
         )
 
     async def _stream(
-        self, dispatch: Dispatch, context: SubmitContext, call: Call, decoder: StreamDecoder
+        self, dispatch: Dispatch, headers: Headers, call: Call, decoder: StreamDecoder
     ) -> TokenStream:
         path, payload = self._completion(dispatch)
-        headers = (*self._headers(call, context), *self._submit_headers(dispatch))
+        headers = _overlaid(headers, self._submit_headers(dispatch))
         if not self.keeps_after_stream:
             headers = (*headers, (b"Connection", b"close"))
         request = Request("POST", path, headers, _json(payload))
+        abort = self._prepared_abort(dispatch, call)
         decoder.dispatched(self._clock())
-        body = await self._head(request, call, decoder)
-        if call.cancelled:
-            # The head came in the same turn of the loop.
-            body.abort()
-            raise CancelledInFlightError
+        body = await self._head(request, call, decoder, abort)
         events = decoder.head(body.status, body.headers, self._clock())
         if body.status != 200:
             events += await self._error_body(body, call, decoder)
@@ -520,18 +484,29 @@ class HttpAdapter(WorkerAdapter):
             body,
             events=events,
             clock=self._clock,
-            on_terminal=partial(
-                self._on_terminal,
-                self._prepared_abort(dispatch, call),
-                asyncio.get_running_loop(),
-            ),
-            cancel_kind="close+abort" if self.cancel_kind == "close+abort" else "close",
+            on_terminal=self._on_terminal,
+            abort=abort,
         )
 
-    async def _head(self, request: Request, call: Call, decoder: StreamDecoder) -> ByteStream:
+    async def _head(
+        self, request: Request, call: Call, decoder: StreamDecoder, abort: Abort | None
+    ) -> ByteStream:
+        """Return the head of the answer; whoever gives up waiting for it aborts the task."""
+        call.progress = Progress()
+        try:
+            return await self._answered_head(request, call, decoder)
+        except (CancelledInFlightError, asyncio.CancelledError, DeadlineUnmet, DecodeTimeout):
+            if abort is not None and call.progress.phase in {"write", "head"}:
+                abort.start()
+                call.abort = abort
+            raise
+
+    async def _answered_head(
+        self, request: Request, call: Call, decoder: StreamDecoder
+    ) -> ByteStream:
         opening = self._open(request, call)
         try:
-            return await call.wait(opening, decoder.next_wakeup())
+            body = await call.wait(opening, decoder.next_wakeup())
         except TransportError as error:
             now = self._clock()
             events = decoder.fail(error.detail, error.phase, now, processed=error.processed)
@@ -544,6 +519,12 @@ class HttpAdapter(WorkerAdapter):
                 events = decoder.fail("write_timeout", phase, now, processed=processed)
             else:
                 events = decoder.tick(now)
+        else:
+            if not call.cancelled:
+                return body
+            # The head came in the same turn of the loop.
+            body.abort()
+            raise CancelledInFlightError
         raise _error_of(events)
 
     async def _error_body(
@@ -561,11 +542,11 @@ class HttpAdapter(WorkerAdapter):
         return [*decoder.feed(data, now), *decoder.finish(now, complete)]
 
     async def _unary_stream(
-        self, dispatch: Dispatch, context: SubmitContext, call: Call, decoder: StreamDecoder
+        self, dispatch: Dispatch, headers: Headers, call: Call, decoder: StreamDecoder
     ) -> TokenStream:
         task = dispatch.task
         path, payload = self._unary_request(dispatch)
-        request = Request("POST", path, self._headers(call, context), _json(payload))
+        request = Request("POST", path, headers, _json(payload))
         decoder.dispatched(self._clock())
         answer = self._parsed(
             await self._exchange(request, call), call, lambda data: self._unary_answer(task, data)
@@ -578,42 +559,32 @@ class HttpAdapter(WorkerAdapter):
         )
         return TokenStream(task.task_id, decoder, None, events=events, clock=self._clock)
 
-    def _on_terminal(
-        self, abort: Request | None, loop: asyncio.AbstractEventLoop, event: TokenEvent | None
-    ) -> None:
-        """Act on the end of a stream; None stands for one that was dropped."""
-        error = None if event is None else event.error
-        if isinstance(error, WorkerError):
+    def _on_terminal(self, event: TokenEvent) -> None:
+        """Act on the end of a stream; one that is dropped has none."""
+        if isinstance(error := event.error, WorkerError):
             self._forget_identity(error.kind)
-        is_left = event is None or event.finish_reason == "cancelled"
-        is_given_up = isinstance(error, WorkerError) and error.kind != "WorkerReset"
-        if abort is not None and (is_left or is_given_up):
-            # Dropping a stream can happen in any thread, and after its loop.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._abort_soon, abort)
 
-    def _prepared_abort(self, dispatch: Dispatch, call: Call) -> Request | None:
-        abort = self._abort_request(dispatch)
-        if abort is None:
+    def _prepared_abort(self, dispatch: Dispatch, call: Call) -> Abort | None:
+        request = self._abort_request(dispatch)
+        if request is None:
             return None
-        return replace(abort, headers=(*self._headers(call), *abort.headers))
+        return Abort(partial(self._send_abort, request, call.correlation_id), self._aborts)
 
-    def _abort_soon(self, abort: Request) -> None:
-        task = asyncio.get_running_loop().create_task(self._abort(abort))
-        self._aborts.add(task)
-        task.add_done_callback(self._aborts.discard)
-
-    async def _abort(self, abort: Request) -> None:
-        with contextlib.suppress(TimeoutError, TransportError):
+    async def _send_abort(self, request: Request, correlation_id: str) -> bool:
+        """Send an abort; whether the engine took it, within `ABORT_SECONDS`."""
+        # A call of its own: the task's is over.
+        call = self._call(None, correlation_id)
+        with contextlib.suppress(TimeoutError, TransportError, WorkerError):
             async with asyncio.timeout(ABORT_SECONDS):
-                timeouts = self._timeouts
-                body = await self._transport.open(
-                    abort, Progress(), connect=timeouts.connect, tls=timeouts.tls
-                )
+                # The key of now, not that of the submit.
+                headers = _overlaid(self._headers(call), request.headers)
+                body = await self._open(replace(request, headers=headers), call)
                 try:
                     await read_body(body, MAX_ERROR_BYTES)
                 finally:
                     await body.aclose()
+                return 200 <= body.status < 300
+        return False
 
     # Calls without a stream.
 
@@ -641,6 +612,8 @@ class HttpAdapter(WorkerAdapter):
     async def _exchange(self, request: Request, call: Call) -> bytes:
         if self._closed:
             raise self._error(call, "closed", "the adapter has been closed")
+        call.progress = Progress()
+        call.answered = False
         try:
             response = await call.wait(self._answer(request, call), call.unary_end())
         except TransportError as error:
@@ -655,6 +628,7 @@ class HttpAdapter(WorkerAdapter):
             ) from None
         if call.cancelled:
             raise CancelledInFlightError
+        call.answered = True
         if response.status != 200:
             raise classify_response(
                 self.engine,
@@ -692,12 +666,15 @@ class HttpAdapter(WorkerAdapter):
             raise self._error(call, "bad_json", phase="stream", processed="yes") from None
 
     def _headers(self, call: Call, context: SubmitContext | None = None) -> Headers:
+        failure = ""
+        credentials: Headers = ()
         try:
             credentials = self._credentials.headers()
-        except (OSError, ValueError) as error:
-            # Its text may hold what was read in the key's place.
-            message = f"the api_key cannot be had ({type(error).__name__})"
-            raise self._error(call, "unauthorized", message) from None
+        except Exception as error:  # noqa: BLE001 - a function of the caller's may raise anything
+            failure = type(error).__name__
+        if failure:
+            # Neither its text nor the exception itself: both may hold what was read as the key.
+            raise self._error(call, "unauthorized", f"the api_key cannot be had ({failure})")
         headers = [
             *credentials,
             (b"Content-Type", b"application/json"),
@@ -731,6 +708,12 @@ def _error_of(events: Iterable[TokenEvent]) -> Exception:
     """Return the error that ended a stream before anybody had it."""
     errors = (event.error for event in events)
     return next(error for error in errors if error is not None)
+
+
+def _overlaid(headers: Headers, own: Headers) -> Headers:
+    """Return ``headers`` with those of ``own`` added, or in their place."""
+    names = {name.lower() for name, _ in own}
+    return (*(header for header in headers if header[0].lower() not in names), *own)
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -6,7 +6,6 @@ asked is configured, and what is neither is refused. ``docs/engines/openai.md`` 
 deviations.
 """
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -319,27 +318,25 @@ class OpenAiAdapter(HttpAdapter):
         self._proven_at = self._clock()
 
     async def _post(self, route: str, payload: Mapping[str, Any], call: Call) -> None:
-        body = json.dumps({**payload, self._max_tokens_field: 1, "temperature": 0}).encode()
+        body = json.dumps({**payload, self._max_tokens_field: 1}).encode()
         path = f"{self._prefix}/{route}"
         await self._exchange(Request("POST", path, self._headers(call), body), call)
 
-    def _on_terminal(
-        self, abort: Request | None, loop: asyncio.AbstractEventLoop, event: TokenEvent | None
-    ) -> None:
-        super()._on_terminal(abort, loop, event)
-        if event is None or event.finish_reason == "cancelled":
-            return
-        self._proven_at = self._clock() if event.kind == "end" else None
+    def _on_terminal(self, event: TokenEvent) -> None:
+        super()._on_terminal(event)
+        if event.finish_reason != "cancelled":
+            self._proven_at = self._clock() if event.kind == "end" else None
 
     # What it is sent.
 
     async def _dispatched(
         self, dispatch: Dispatch, context: SubmitContext, call: Call
     ) -> TokenStream:
+        asks_for_usage = self._asks_for_usage  # others may learn better meanwhile
         try:
             return await super()._dispatched(dispatch, context, call)
         except AdapterError as error:
-            if not self._asks_for_usage or not _refuses_usage(error):
+            if not asks_for_usage or not _refuses_usage(error):
                 raise
         # Refused for a field it does not know: nothing was generated, and it never will with it.
         self._asks_for_usage = False

@@ -1,0 +1,67 @@
+"""The engine's own abort of one task."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+__all__ = ["Abort"]
+
+
+class Abort:
+    """An abort that is sent at most once, by whoever ends the task early.
+
+    ``send`` returns whether the engine took it; it bounds its own time and raises nothing.
+    ``pending`` holds this while it is on its way. Made in the loop that sends it.
+    """
+
+    __slots__ = ("_loop", "_over", "_pending", "_send", "_started", "_taken", "_task")
+
+    def __init__(
+        self, send: Callable[[], Coroutine[Any, Any, bool]], pending: "set[Abort]"
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._send = send
+        self._pending = pending
+        self._started = False
+        self._over = asyncio.Event()
+        self._taken = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether it has been sent, or will be as soon as its loop gets to it."""
+        return self._started
+
+    def start(self) -> None:
+        """Send it, unless that was done before. Never blocks and never raises, in any thread."""
+        if self._started:
+            return
+        self._started = True
+        self._pending.add(self)
+        if asyncio._get_running_loop() is self._loop:
+            self._begin()
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._begin)
+        except RuntimeError:  # the loop is closed
+            self._end()
+
+    async def taken(self) -> bool | None:
+        """Wait for the engine's answer; None where nothing was sent, or by another loop."""
+        if not self._started or asyncio.get_running_loop() is not self._loop:
+            return None
+        await self._over.wait()
+        return self._taken
+
+    def _begin(self) -> None:
+        self._task = self._loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            self._taken = await self._send()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self._over.set()
+        self._pending.discard(self)
