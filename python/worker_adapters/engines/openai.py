@@ -50,8 +50,6 @@ class Sampler:
         """Return the parameters by the server's names. Raises Unsupported."""
         payload: dict[str, Any] = {}
         for name, value in sampling.items():
-            if name == "stop":  # part of a profile, and translated with the task's own
-                continue
             if name in _STANDARD:
                 payload[name] = value
             elif name in self.names:

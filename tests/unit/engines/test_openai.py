@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -256,6 +257,25 @@ async def test_a_server_that_refuses_the_usage_field_is_asked_once_without(
         "stream_options": {"include_usage": True},
     }
     assert sent[0]["seed"] == sent[1]["seed"]
+
+
+async def test_tasks_at_the_same_time_all_learn_of_the_refusal() -> None:
+    both = asyncio.Barrier(2)
+
+    async def completions(connection: Connection, request: Received) -> None:
+        if "stream_options" in request.json:
+            await both.wait()
+            refusal = '{"error":{"message":"stream_options: unknown"}}'
+            await connection.send(answer(refusal, status="400 Bad Request"))
+        else:
+            await connection.send(streamed("a"))
+
+    async def run(adapter: OpenAiAdapter) -> str:
+        return (await (await adapter.submit(openai())).collect()).text
+
+    async with engine({COMPLETIONS: completions}) as server, OpenAiAdapter(server.url) as adapter:
+        texts = await asyncio.gather(run(adapter), run(adapter))
+    assert list(texts) == ["a", "a"]
 
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "500 Internal Server Error"])

@@ -604,7 +604,7 @@ async def test_a_cancel_aborts_by_id_where_the_server_can(
         await eventually(lambda: len(server.requests(ABORT_PATH)) == 2, "the abort")
         probe, abort = server.requests(ABORT_PATH)
         submitted = server.requests(route.removeprefix("POST "))[0]
-    assert receipt.sent
+    assert (receipt.method, receipt.sent, receipt.confirmed) == ("close+abort", True, True)
     assert probe.json["request_ids"][0].startswith("cmpl-probe-")
     own = submitted.headers["x-request-id"]
     assert abort.json == {"request_ids": [f"{prefix}{own}{suffix}"]}
