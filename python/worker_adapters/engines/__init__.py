@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from worker_adapters.engines.openai import OpenAiAdapter
     from worker_adapters.engines.sglang import SglangAdapter
     from worker_adapters.engines.tgi import TgiAdapter
+    from worker_adapters.engines.triton import TritonAdapter
     from worker_adapters.engines.vllm import VllmAdapter
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "OpenAiAdapter",
     "SglangAdapter",
     "TgiAdapter",
+    "TritonAdapter",
     "VllmAdapter",
     "adapter_class",
     "engine_names",
@@ -92,6 +94,13 @@ _ROWS: Final = (
         adapter="worker_adapters.engines.tgi:TgiAdapter",
         evidence="tests/captures/tgi",
         docs="docs/engines/tgi.md",
+    ),
+    EngineRow(
+        name="triton",
+        dialect="triton",
+        adapter="worker_adapters.engines.triton:TritonAdapter",
+        evidence="tests/captures/triton",
+        docs="docs/engines/triton.md",
     ),
 )
 

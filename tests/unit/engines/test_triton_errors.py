@@ -144,7 +144,7 @@ DOCUMENTED = [
     (400, "Error generating request: 9 tokens should not exceed max_seq_len", OVERFLOW),
     (
         400,
-        "Executor failed process requestId 7 ...: Prompt length (9) exceeds maximum input length (8).",
+        "Executor failed process requestId 7: Prompt length (9) exceeds maximum input length (8).",
         OVERFLOW,
     ),
     (400, "Error encountered while populating response: x", FAILED),
