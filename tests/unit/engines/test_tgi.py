@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.unit.engines.played import engine
+from tests.conftest import CAPTURES
+from tests.unit.engines.played import capture, engine
 from tests.unit.engines.tasking import HELLO, dispatch, task
 from tests.unit.tasks import PROMPT
 from tests.unit.wire import LAST_CHUNK, STREAM_HEAD, Connection, Received, Server, answer, chunk
@@ -546,6 +547,85 @@ async def test_an_error_in_the_middle_of_a_stream() -> None:
     error = events[-1].error
     assert isinstance(error, WorkerError)
     assert (error.code, error.processed, error.tokens_emitted) == ("WORKER_RESET", "yes", 2)
+
+
+# The documented frames, byte for byte: tests/captures/tgi.
+
+WRITTEN: list[tuple[str, str]] = [
+    (path.stem, "messages" if "-v1-chat" in path.stem else "prompt")
+    for path in sorted((CAPTURES / "tgi").glob("*.http"))
+    if ("-stream-" in path.stem or "-v1-chat" in path.stem) and "error" not in path.stem
+]
+REFUSALS: dict[str, Outcome] = {
+    "tgi204-err-validation": INVALID,
+    "tgi337-err-bad-json": INVALID,
+    "tgi337-err-generation-first": RESET,
+    "tgi337-err-generation-mid": Outcome(
+        "WorkerReset", "WORKER_RESET", "engine_error", True, "yes"
+    ),
+    "tgi337-err-incomplete-mid": Outcome(
+        "WorkerReset", "WORKER_RESET", "engine_error", True, "yes"
+    ),
+    "tgi337-err-missing-inputs": INVALID,
+    "tgi337-err-overloaded": OVERLOADED,
+    "tgi337-err-unauthorized": Outcome("Adapter", "INVALID_PARAMS", "unauthorized"),
+    "tgi337-err-validation": INVALID,
+    "tgi337-generate-generation": RESET,
+    "tgi337-generate-incomplete": RESET,
+    "tgi337-generate-overloaded": OVERLOADED,
+    "tgi337-generate-validation": INVALID,
+    "tgi337-no-last-frame": Outcome("WorkerReset", "WORKER_RESET", "truncated", True, "yes"),
+    "tgi337-truncated": Outcome("WorkerReset", "WORKER_RESET", "truncated", True, "yes"),
+}
+
+
+def of_version(name: str) -> Answering:
+    return capture("tgi/tgi204-info" if name.startswith("tgi204") else "tgi/tgi337-info")
+
+
+@pytest.mark.parametrize(("name", "kind"), WRITTEN)
+async def test_documented_streams(name: str, kind: str) -> None:
+    route = "POST /v1/chat/completions" if kind == "messages" else STREAM
+    asked = tgi({"messages": [HELLO]}) if kind == "messages" else tgi()
+    routes: dict[str, Answering] = {
+        route: capture(f"tgi/{name}"),
+        "GET /info": of_version("tgi337" if kind == "messages" else name),
+    }
+    async with serving(routes) as (adapter, _):
+        answered = await (await adapter.submit(asked)).collect()
+    lines = (CAPTURES / "tgi" / f"{name}.events.jsonl").read_text("utf-8").splitlines()
+    expected = [json.loads(line) for line in lines]
+    tokens = [row["data"]["t"] for row in expected if row["kind"] == "token"]
+    assert [event.t for event in answered.events if event.kind == "token"] == tokens
+    end = expected[-1]["data"]
+    assert answered.finish_reason == end["finish_reason"]
+    assert (answered.tokens_in, answered.tokens_out) == (end.get("tokens_in"), end["tokens_out"])
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+async def test_documented_refusals(name: str) -> None:
+    async def written(connection: Connection, _: Received) -> None:
+        await connection.send(capture(f"tgi/{name}"))
+        connection.close()
+
+    assert await told(tgi(), {STREAM: written, "GET /info": of_version(name)}) == REFUSALS[name]
+
+
+async def test_a_documented_refusal_of_a_conversation() -> None:
+    routes: dict[str, Answering] = {
+        "POST /v1/chat/completions": capture("tgi/tgi337-v1-chat-error"),
+        "GET /info": of_version("tgi337"),
+    }
+    assert await told(tgi({"messages": [HELLO]}), routes) == OVERLOADED
+
+
+async def test_documented_accounts() -> None:
+    async with serving({"GET /info": capture("tgi/tgi204-info")}) as (adapter, _):
+        identity = await adapter.identity()
+    assert (identity.engine_version, identity.ctx_max) == ("2.0.4+a3b5e7f", 2048)
+    assert identity.details == {"slots": 128, "stop": 4, "max_input": 1024, "images": False}
+    async with serving({"GET /health": capture("tgi/tgi337-health-unhealthy")}) as (adapter, _):
+        assert (await adapter.health()).reason == "not_ready"
 
 
 def test_every_rule_is_used() -> None:
