@@ -33,7 +33,8 @@ def test_rule_in_every_chunking(row: dict[str, Any]) -> None:
     complete = row.get("complete", True)
     first: list[TokenEvent] | None = None
     for reads in chunkings(body, seed=len(body)):
-        events, decoder = decode_stream(row["engine"], reads, complete=complete)
+        options = row.get("options")
+        events, decoder = decode_stream(row["engine"], reads, options=options, complete=complete)
         if first is None:
             first = events
             want = row["events"]

@@ -154,19 +154,39 @@ impl Fields {
         })
     }
 
-    /// FastAPI's validation errors: the `msg` of the first.
+    /// FastAPI's validation errors: the first one's `msg`, behind the field it is about.
     fn read_details(&mut self, reader: &mut Reader<'_>) -> Result<(), JsonError> {
         reader.array(|at, reader| {
             if at > 0 || reader.peek()? != Kind::Object {
                 return reader.skip();
             }
+            let (mut field, mut message) = (String::new(), None);
             reader.object(|key, reader| {
-                if key == "msg" && reader.peek()? == Kind::String {
-                    self.message = Some(reader.string()?.value().into_owned());
-                    return Ok(());
+                match (key, reader.peek()?) {
+                    ("msg", Kind::String) => message = Some(reader.string()?.value()),
+                    ("loc", Kind::Array) => reader.array(|_, reader| {
+                        let step = if reader.peek()? == Kind::String {
+                            reader.string()?.value()
+                        } else {
+                            reader.raw_value()?.into()
+                        };
+                        // Where it was looked for says less than its name.
+                        if step != "body" {
+                            let dot = if field.is_empty() { "" } else { "." };
+                            field.push_str(dot);
+                            field.push_str(&step);
+                        }
+                        Ok(())
+                    })?,
+                    _ => reader.skip()?,
                 }
-                reader.skip()
-            })
+                Ok(())
+            })?;
+            self.message = message.map(|message| match field.as_str() {
+                "" => message.into_owned(),
+                field => format!("{field}: {message}"),
+            });
+            Ok(())
         })
     }
 
@@ -213,6 +233,10 @@ mod tests {
             (
                 r#"{"detail":[{"loc":["body"],"msg":"field required"}]}"#,
                 (None, None, None, Some("field required")),
+            ),
+            (
+                r#"{"detail":[{"type":"x","loc":["body","messages",0,"role"],"msg":"no"},{"msg":"m"}]}"#,
+                (None, None, None, Some("messages.0.role: no")),
             ),
         ];
         for (text, expected) in cases {

@@ -179,20 +179,20 @@ impl<P: FrameParser> StreamDecoder<P> {
     fn finish_events(&mut self, complete: bool, now: Instant, out: &mut Vec<TokenEvent>) {
         let Self { sse, parser, law, .. } = self;
         let partial = sse.eof_partial();
-        if let Some(marker) = parser.end_marker() {
-            let partial_value = partial
-                .and_then(|line| line.strip_prefix("data:"))
-                .map(|value| value.strip_prefix(' ').unwrap_or(value));
-            // The marker is whole though its blank line, or even its line end, is missing.
-            let data = match (sse.eof_pending(), partial_value) {
-                (None, value) | (value, None) => value,
-                (Some(_), Some(_)) => None,
-            };
-            if data == Some(marker) {
-                let event = SseEvent { event: "message", data: marker, id: "", retry: None };
-                law.frame(&event, parser, now, out);
-                return;
-            }
+        let partial_value = partial
+            .and_then(|line| line.strip_prefix("data:"))
+            .map(|value| value.strip_prefix(' ').unwrap_or(value));
+        // The marker is whole though its blank line, or even its line end, is missing.
+        let data = match (sse.eof_pending(), partial_value) {
+            (None, value) | (value, None) => value,
+            (Some(_), Some(_)) => None,
+        };
+        if let Some(data) = data
+            && parser.end_marker() == Some(data)
+        {
+            let event = SseEvent { event: "message", data, id: "", retry: None };
+            law.frame(&event, parser, now, out);
+            return;
         }
         let is_clean = complete && partial.is_none() && sse.eof_pending().is_none();
         if is_clean && law.is_started() {

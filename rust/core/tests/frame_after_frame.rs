@@ -9,11 +9,11 @@
 
 mod common;
 
-use common::{bytes, decode_stream, log_of, rows};
-use worker_adapters_core::event::TokenEvent;
+use common::{bytes, decode_with, log_of, rows};
+use worker_adapters_core::event::{TokenDetail, TokenEvent};
 
 /// Frames as engines send them, several of a kind.
-const FRAMES: [(&str, [&str; 3]); 7] = [
+const FRAMES: [(&str, [&str; 3]); 11] = [
     (
         "llamacpp",
         [
@@ -70,7 +70,45 @@ const FRAMES: [(&str, [&str; 3]); 7] = [
             r#"{"choices":[{"index":0,"delta":{"content":"c"}}],"usage":{"completion_tokens":4}}"#,
         ],
     ),
+    // The same token again: its details must not get lost because nothing else differs.
+    (
+        "openai",
+        [
+            r#"{"choices":[{"index":0,"text":"a","token_ids":[7,8]}]}"#,
+            r#"{"choices":[{"index":0,"text":"a","token_ids":[7,8]}]}"#,
+            r#"{"choices":[{"index":0,"text":"b","token_ids":[7,8]}]}"#,
+        ],
+    ),
+    (
+        "openai",
+        [
+            r#"{"choices":[{"index":0,"text":"a","logprobs":{"tokens":["a","b"],"token_logprobs":[0,-1]}}]}"#,
+            r#"{"choices":[{"index":0,"text":"a","logprobs":{"tokens":["a","b"],"token_logprobs":[0,-1]}}]}"#,
+            r#"{"choices":[{"index":0,"text":"b","logprobs":{"tokens":["a","b"],"token_logprobs":[0,-1]}}]}"#,
+        ],
+    ),
+    (
+        "openai",
+        [
+            r#"{"choices":[{"index":0,"delta":{"role":null,"content":"a"},"logprobs":null,"token_ids":null}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"role":null,"content":"b"},"logprobs":null,"token_ids":null}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"role":null,"content":"c"},"logprobs":null,"token_ids":null}]}"#,
+        ],
+    ),
+    (
+        "llamacpp",
+        [
+            r#"{"content":"a","tokens":[7],"stop":false,"tokens_predicted":1,"completion_probabilities":[{"id":7,"prob":1.0}]}"#,
+            r#"{"content":"a","tokens":[7],"stop":false,"tokens_predicted":2,"completion_probabilities":[{"id":7,"prob":1.0}]}"#,
+            r#"{"content":"b","tokens":[7],"stop":false,"tokens_predicted":3,"completion_probabilities":[{"id":7,"prob":1.0}]}"#,
+        ],
+    ),
 ];
+
+type Pairs = &'static [(&'static str, &'static str)];
+
+/// With and without what a dialect can tell of a token beside its text.
+const OPTIONS: [Pairs; 2] = [&[], &[("token_ids", "true"), ("logprobs", "true")]];
 
 /// What is put in the place of a byte, or before it. The whole values aim at fields.
 const DAMAGE: [&[u8]; 28] = [
@@ -104,54 +142,80 @@ const DAMAGE: [&[u8]; 28] = [
     b"\"error\":{\"message\":\"x\",\"code\":500},",
 ];
 
-/// What a frame came to, apart from numbering: its texts with their channels, or the error's word;
-/// and how many tokens had been emitted after it.
-fn meaning(events: &[TokenEvent]) -> (Vec<String>, u64) {
+/// What a frame came to, apart from numbering: a text with its channel, or the end's or error's
+/// word; and what it tells of tokens.
+type Means = Vec<(String, TokenDetail)>;
+
+/// What the frames came to, and how many tokens had been emitted after them.
+fn meaning(events: &[TokenEvent]) -> (Means, u64) {
     let mut emitted = 0;
     let means = events.iter().filter_map(|event| match event {
         TokenEvent::Token(token) => {
             emitted += u64::from(token.n);
-            Some(format!("{} {:?}", token.channel, token.t.as_str()))
+            let text = format!("{} {:?}", token.channel, token.t.as_str());
+            Some((text, token.detail.as_deref().cloned().unwrap_or_default()))
         }
-        TokenEvent::End(end) => Some(format!("end {:?}", end.finish_reason)),
-        TokenEvent::Error(error) => Some(error.detail.to_string()),
+        TokenEvent::End(end) => {
+            Some((format!("end {:?}", end.finish_reason), TokenDetail::default()))
+        }
+        TokenEvent::Error(error) => Some((error.detail.to_string(), TokenDetail::default())),
         _ => None,
     });
     (means.collect(), emitted)
+}
+
+/// Whether a frame came to the same behind others as alone. Tokens of frames that showed no text
+/// add to the next event, and with them what was told of them.
+fn is_same(behind: &Means, alone: &Means) -> bool {
+    behind.len() == alone.len()
+        && behind.iter().zip(alone).all(|((text, detail), (wanted, least))| {
+            text == wanted
+                && detail.ids.ends_with(&least.ids)
+                && detail.logprobs.ends_with(&least.logprobs)
+        })
 }
 
 fn stream_of(frames: &[&[u8]]) -> Vec<u8> {
     frames.iter().flat_map(|frame| [b"data: ", *frame, b"\n\n"].concat()).collect()
 }
 
+fn decode(engine: &str, options: &[(&str, &str)], frames: &[&[u8]]) -> Vec<TokenEvent> {
+    decode_with(engine, options, 200, &[&stream_of(frames)], true).0
+}
+
 /// Decodes `frame` first in a stream and behind `before`, and compares.
-fn compare(engine: &str, before: &[&[u8]], frame: &[u8]) {
-    let (fresh, _) = meaning(&decode_stream(engine, &[&stream_of(&[frame])], true).0);
-    let prefix = decode_stream(engine, &[&stream_of(before)], true).0;
+fn compare(engine: &str, options: &[(&str, &str)], before: &[&[u8]], frame: &[u8]) {
+    let (fresh, _) = meaning(&decode(engine, options, &[frame]));
+    let prefix = decode(engine, options, before);
     let (told, emitted_before) = meaning(&prefix[..prefix.len() - 1]);
-    let all = [before, &[frame]].concat();
-    let events = decode_stream(engine, &[&stream_of(&all)], true).0;
+    let events = decode(engine, options, &[before, &[frame]].concat());
     let (means, emitted) = meaning(&events);
     let what = || format!("{:?}; got\n{}", String::from_utf8_lossy(frame), log_of(&events));
     assert_eq!(means[..told.len()], told, "{}", what());
-    assert_eq!(means[told.len()..], fresh, "{}", what());
+    let behind = means[told.len()..].to_vec();
+    assert!(is_same(&behind, &fresh), "{fresh:?}: {}", what());
     assert!(emitted >= emitted_before, "{}", what());
+}
+
+/// Every kind of frames, with and without details.
+fn each_kind() -> impl Iterator<Item = ((&'static str, [&'static str; 3]), Pairs)> {
+    FRAMES.into_iter().flat_map(|frames| OPTIONS.map(|options| (frames, options)))
 }
 
 #[test]
 fn a_damaged_frame_means_the_same_behind_others() {
-    for (engine, [one, two, last]) in FRAMES {
+    for ((engine, [one, two, last]), options) in each_kind() {
         let before = [one.as_bytes(), two.as_bytes()];
         let frame = last.as_bytes();
-        compare(engine, &before, frame);
+        compare(engine, options, &before, frame);
         for at in 0..=frame.len() {
-            compare(engine, &before, &frame[..at]);
+            compare(engine, options, &before, &frame[..at]);
             for damage in DAMAGE {
                 let inserted = [&frame[..at], damage, &frame[at..]].concat();
-                compare(engine, &before, &inserted);
+                compare(engine, options, &before, &inserted);
                 if at < frame.len() {
                     let replaced = [&frame[..at], damage, &frame[at + 1..]].concat();
-                    compare(engine, &before, &replaced);
+                    compare(engine, options, &before, &replaced);
                 }
             }
         }
@@ -161,15 +225,15 @@ fn a_damaged_frame_means_the_same_behind_others() {
 #[test]
 fn a_damaged_frame_is_not_learnt_from() {
     // The frame behind a damaged but still valid one is read as if it came first.
-    for (engine, [one, two, last]) in FRAMES {
+    for ((engine, [one, two, last]), options) in each_kind() {
         let frame = two.as_bytes();
         for at in 0..frame.len() {
             for damage in DAMAGE {
                 let damaged = [&frame[..at], damage, &frame[at + 1..]].concat();
-                let alone = decode_stream(engine, &[&stream_of(&[&damaged])], true).0;
+                let alone = decode(engine, options, &[&damaged]);
                 let TokenEvent::Error(error) = alone.last().unwrap() else { continue };
                 if error.detail.as_str() == "truncated" {
-                    compare(engine, &[one.as_bytes(), &damaged], last.as_bytes());
+                    compare(engine, options, &[one.as_bytes(), &damaged], last.as_bytes());
                 }
             }
         }
@@ -184,11 +248,11 @@ fn a_json_vector_means_the_same_behind_itself_and_behind_a_text() {
             continue; // several data lines, or nothing new for its size
         }
         let text: &[u8] = br#"{"choices":[{"text":"a"}]}"#;
-        compare("openai", &[text, text], &document);
-        let alone = decode_stream("openai", &[&stream_of(&[&document])], true).0;
+        compare("openai", &[], &[text, text], &document);
+        let alone = decode("openai", &[], &[&document]);
         if matches!(alone.last(), Some(TokenEvent::Error(error)) if error.detail.as_str() == "truncated")
         {
-            compare("openai", &[&document, &document], &document);
+            compare("openai", &[], &[&document, &document], &document);
         }
     }
 }

@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{decode_stream, every_chunking, log_of, plain, rows, sizes};
+use common::{decode_with, every_chunking, log_of, plain, rows, sizes};
 use serde_json::{Map, Value};
 use worker_adapters_core::event::TokenEvent;
 
@@ -37,7 +37,12 @@ fn every_rule_in_every_chunking() {
         let body = row["body"].as_str().unwrap().as_bytes();
         let complete = row.get("complete").is_none_or(|complete| *complete == true);
         let want = row["events"].as_array().unwrap();
-        let (whole, decoder) = decode_stream(engine, &[body], complete);
+        let options: Vec<(&str, &str)> = row.get("options").map_or_else(Vec::new, |options| {
+            let options = options.as_object().unwrap();
+            options.iter().map(|(key, value)| (key.as_str(), value.as_str().unwrap())).collect()
+        });
+        let decode = |reads: &[&[u8]]| decode_with(engine, &options, 200, reads, complete);
+        let (whole, decoder) = decode(&[body]);
         let log = log_of(&whole);
         assert_eq!(whole.len(), want.len(), "{name}; got\n{log}");
         for (event, want) in whole.iter().zip(want) {
@@ -47,7 +52,7 @@ fn every_rule_in_every_chunking() {
         assert_eq!(decoder.dropped_after_end(), count("dropped_after_end"), "{name}\n{log}");
         assert_eq!(decoder.dropped_choices(), count("dropped_choices"), "{name}\n{log}");
         every_chunking(body, 2048, |reads| {
-            let got = decode_stream(engine, reads, complete).0;
+            let got = decode(reads).0;
             assert!(got == whole, "{name} in reads of {:?}; got\n{}", sizes(reads), log_of(&got));
         });
     }

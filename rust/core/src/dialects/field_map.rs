@@ -7,6 +7,7 @@
 use std::fmt;
 
 use super::cumulative::Cumulative;
+use super::openai::DONE;
 use super::options::{DialectError, Pairs, TextMode, WANTED, Wanted, bad_value, text_mode};
 use super::plain_value;
 use crate::dialects::FrameParser;
@@ -26,7 +27,9 @@ use crate::stream::{Count, FrameSink};
 /// | `finish_reason_pointer` | the finish reason, null until there is one |
 /// | `error_pointer` | an error, null where there is none |
 /// | `tokens_in_pointer`, `tokens_out_pointer` | the engine's counts so far |
-/// | `end` | the finish signal: `marker:DATA` (`marker:[DONE]` unless given), `pointer:POINTER` (a value that is neither null nor false), `finish_reason`, or `body` |
+/// | `end` | the finish signal: `marker:DATA` (an event of exactly that data; `marker:[DONE]` unless given), `pointer:POINTER` (a value that is neither null nor false), `finish_reason` (needs its pointer), or `body` (the whole HTTP body) |
+///
+/// Without `tokens_out_pointer` and `token_ids_pointer` a frame with text counts as one token.
 pub struct FieldMap {
     wanted: Wanted,
     text: Pointer,
@@ -48,7 +51,7 @@ impl fmt::Debug for FieldMap {
 
 #[derive(Debug)]
 enum Ending {
-    Marker(&'static str),
+    Marker(String),
     Pointer(Pointer),
     FinishReason,
     Body,
@@ -77,7 +80,7 @@ impl FieldMap {
         let mut text = None;
         let (mut token_ids, mut finish_reason, mut error) = (None, None, None);
         let (mut tokens_in, mut tokens_out) = (None, None);
-        let mut end = Ending::Marker("[DONE]");
+        let mut end = Ending::Marker(DONE.to_owned());
         let mut cumulative = None;
         for (option, value) in options {
             let field = match option {
@@ -114,6 +117,10 @@ impl FieldMap {
         }
         let missing = DialectError::Missing { dialect: "field_map", option: "text_pointer" };
         let text = text.ok_or(missing)?;
+        if matches!(end, Ending::FinishReason) && finish_reason.is_none() {
+            let (dialect, option) = ("field_map", "finish_reason_pointer");
+            return Err(DialectError::Missing { dialect, option });
+        }
         let scratch = String::new();
         Ok(Self {
             wanted,
@@ -135,12 +142,12 @@ impl Ending {
         match value {
             "finish_reason" => Ok(Self::FinishReason),
             "body" => Ok(Self::Body),
-            "marker:[DONE]" => Ok(Self::Marker("[DONE]")),
-            _ => match value.strip_prefix("pointer:") {
-                Some(pointer) => Pointer::parse("end", pointer).map(Self::Pointer),
-                None => {
-                    Err(bad_value("end", "marker:[DONE], pointer:POINTER, finish_reason or body"))
+            _ => match value.split_once(':') {
+                Some(("marker", data)) if !data.is_empty() && !data.contains(['\n', '\r']) => {
+                    Ok(Self::Marker(data.to_owned()))
                 }
+                Some(("pointer", pointer)) => Pointer::parse("end", pointer).map(Self::Pointer),
+                _ => Err(bad_value("end", "marker:DATA, pointer:POINTER, finish_reason or body")),
             },
         }
     }
@@ -200,7 +207,7 @@ impl Pointer {
 impl FrameParser for FieldMap {
     fn frame(&mut self, event: &SseEvent<'_>, sink: &mut FrameSink<'_>) -> Result<(), JsonError> {
         let document = event.data;
-        if let Ending::Marker(marker) = self.end
+        if let Ending::Marker(marker) = &self.end
             && document == marker
         {
             sink.accept();
@@ -236,6 +243,7 @@ impl FrameParser for FieldMap {
             Ending::Marker(_) | Ending::Body => false,
         };
         let mut text = text.map_or("", |text| text.value_in(&mut self.scratch));
+        let has_text = !text.is_empty();
         if let Some(cumulative) = &mut self.cumulative {
             let fault = JsonError { kind: JsonErrorKind::Type, offset: 0 };
             text = cumulative.extend(text).ok_or(fault)?;
@@ -249,8 +257,9 @@ impl FrameParser for FieldMap {
                 sink.tokens_out(total);
                 sink.tokens(Count::Total(total));
             }
-            (None, 0) if text.is_empty() => {}
-            (None, 0) => sink.tokens(Count::More(1)),
+            // A cumulative text may hold back what is new in it.
+            (None, 0) if has_text => sink.tokens(Count::More(1)),
+            (None, 0) => {}
             (None, count) => sink.tokens(Count::More(count as u64)),
         }
         if self.wanted.token_ids {
@@ -275,8 +284,8 @@ impl FrameParser for FieldMap {
         }
     }
 
-    fn end_marker(&self) -> Option<&'static str> {
-        if let Ending::Marker(marker) = self.end { Some(marker) } else { None }
+    fn end_marker(&self) -> Option<&str> {
+        if let Ending::Marker(marker) = &self.end { Some(marker) } else { None }
     }
 }
 

@@ -96,7 +96,7 @@ fn read_entry(reader: &mut Reader<'_>) -> Result<Logprob, JsonError> {
             }
             "id" => entry.id = reader.u64_or_null()?,
             "logprob" => entry.logprob = reader.f64_or_null()?,
-            "prob" => entry.logprob = reader.f64_or_null()?.map(f64::ln),
+            "prob" => entry.logprob = reader.f64_or_null()?.and_then(logarithm),
             // The rivals have none of their own: this does not nest further.
             "top_logprobs" | "top_probs" if reader.peek()? == Kind::Array => {
                 reader.array(|_, reader| {
@@ -121,12 +121,17 @@ fn read_rival(reader: &mut Reader<'_>) -> Result<Logprob, JsonError> {
             }
             "id" => entry.id = reader.u64_or_null()?,
             "logprob" => entry.logprob = reader.f64_or_null()?,
-            "prob" => entry.logprob = reader.f64_or_null()?.map(f64::ln),
+            "prob" => entry.logprob = reader.f64_or_null()?.and_then(logarithm),
             _ => reader.skip()?,
         }
         Ok(())
     })?;
     Ok(entry)
+}
+
+/// None for a probability of nothing.
+fn logarithm(probability: f64) -> Option<f64> {
+    Some(probability.ln()).filter(|value| value.is_finite())
 }
 
 /// SGLang's `[[logprob, id, text | null]]`, or null.
@@ -173,6 +178,13 @@ mod tests {
 
     fn tokens(entries: &[Logprob]) -> Vec<(&str, Option<u64>, Option<f64>, usize)> {
         entries.iter().map(|e| (&*e.token, e.id, e.logprob, e.top.len())).collect()
+    }
+
+    #[test]
+    fn a_probability_of_nothing_has_no_logarithm() {
+        let probs = r#"[{"token":"a","prob":0.0},{"token":"b","prob":-1}]"#;
+        let read = read_entries(&mut Reader::new(probs)).unwrap();
+        assert_eq!(tokens(&read), [("a", None, None, 0), ("b", None, None, 0)]);
     }
 
     #[test]

@@ -80,7 +80,7 @@ pub trait FrameParser {
     fn body_end(&mut self, _sink: &mut FrameSink<'_>) {}
 
     /// Data that ends the stream even where the body ends before its blank line.
-    fn end_marker(&self) -> Option<&'static str> {
+    fn end_marker(&self) -> Option<&str> {
         None
     }
 }
@@ -168,7 +168,7 @@ impl FrameParser for Dialect {
         each!(self, parser => parser.body_end(sink));
     }
 
-    fn end_marker(&self) -> Option<&'static str> {
+    fn end_marker(&self) -> Option<&str> {
         each!(self, parser => parser.end_marker())
     }
 }

@@ -350,7 +350,7 @@ impl FrameParser for OpenAi {
         Ok(())
     }
 
-    fn end_marker(&self) -> Option<&'static str> {
+    fn end_marker(&self) -> Option<&str> {
         Some(DONE)
     }
 }

@@ -273,7 +273,7 @@ impl FrameParser for SgLang {
         Ok(())
     }
 
-    fn end_marker(&self) -> Option<&'static str> {
+    fn end_marker(&self) -> Option<&str> {
         Some(DONE)
     }
 }

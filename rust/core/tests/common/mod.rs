@@ -110,18 +110,33 @@ pub(crate) fn sizes(reads: &[&[u8]]) -> Vec<usize> {
 const STREAM_HEAD: ResponseHead<'static> =
     ResponseHead { status: 200, headers: &[(b"Content-Type", b"text/event-stream")] };
 
+/// Options of a dialect.
+pub(crate) type Options<'o> = &'o [(&'o str, &'o str)];
+
 /// Decodes the reads of one response, all at the same instant.
 pub(crate) fn decode_stream(
     engine: &str,
     reads: &[&[u8]],
     complete: bool,
 ) -> (Vec<TokenEvent>, StreamDecoder) {
+    decode_with(engine, &[], 200, reads, complete)
+}
+
+/// As [`decode_stream`], with options of the dialect, of an answer with this status.
+pub(crate) fn decode_with(
+    dialect: &str,
+    options: Options<'_>,
+    status: u16,
+    reads: &[&[u8]],
+    complete: bool,
+) -> (Vec<TokenEvent>, StreamDecoder) {
     let now = Instant::from_secs_f64(0.0);
-    let dialect = Dialect::new(engine, []).unwrap();
-    let mut decoder = StreamDecoder::new(dialect, StreamConfig::new(engine));
+    let config = StreamConfig::new(dialect);
+    let dialect = Dialect::new(dialect, options.iter().copied()).unwrap();
+    let mut decoder = StreamDecoder::new(dialect, config);
     let mut events = Vec::new();
     decoder.dispatched(now);
-    decoder.head(&STREAM_HEAD, now, &mut events);
+    decoder.head(&ResponseHead { status, ..STREAM_HEAD }, now, &mut events);
     for read in reads {
         decoder.feed(read, now, &mut events);
     }
