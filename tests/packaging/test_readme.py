@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.packaging.support import Run
+from worker_adapters.engines import ENGINES
 from worker_adapters.testing.llamacpp import LlamaCppServer
 
 ADDRESS = "http://127.0.0.1:8080"
@@ -38,8 +39,14 @@ def test_its_commands_exist(readme: str, repository: Path) -> None:
 def test_every_page_is_in_the_index(repository: Path) -> None:
     docs = repository / "docs"
     index = (docs / "README.md").read_text(encoding="utf-8")
-    pages = {str(page.relative_to(docs)) for page in docs.rglob("*.md")} - {"README.md"}
+    pages = {page.name for page in docs.glob("*.md")} - {"README.md"}
     assert not {page for page in pages if f"]({page})" not in index}
+
+
+def test_every_engine_is_in_the_table(readme: str) -> None:
+    assert not {
+        row.name for row in ENGINES.values() if f"| [`{row.name}`]({row.docs}) |" not in readme
+    }
 
 
 @pytest.mark.parametrize(
