@@ -250,7 +250,11 @@ REFUSED: list[tuple[dict[str, Any], str, dict[str, Any], str]] = [
     ({"messages": [HELLO]}, "0.4.1", {}, "messages"),
     ({"messages": [HELLO]}, "unknown", {}, "messages"),
     (
-        {"messages": [{"role": "user", "content": [{"type": "image", "url": "data:,"}]}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "url": "https://host/a.png"}]}
+            ]
+        },
         "0.5.20",
         {},
         "messages.image",
@@ -508,12 +512,24 @@ async def test_cancelling_aborts_by_the_task_s_own_id() -> None:
         stream = await adapter.submit(asked)
         assert (await anext(stream)).kind == "started"
         receipt = await adapter.cancel(asked.task_id)
-        assert (receipt.method, receipt.sent) == ("close+abort", True)
+        assert (receipt.method, receipt.sent, receipt.confirmed) == ("close+abort", True, True)
         await server.asked("/abort_request")
         [sent] = server.requests("/generate")
         [aborted] = server.requests("/abort_request")
     assert aborted.json == {"rid": sent.json["rid"]}
     assert sent.json["rid"].startswith(asked.task_id.hex)
+
+
+async def test_cancelling_without_an_abort_route_is_closing() -> None:
+    routes: dict[str, Answering] = {"POST /generate": endless}
+    async with serving(routes, version="0.3.6") as (adapter, server):
+        asked = sglang()
+        stream = await adapter.submit(asked)
+        assert (await anext(stream)).kind == "started"
+        receipt = await adapter.cancel(asked.task_id)
+        await server.connections[-1].over()
+        assert not server.requests("/abort_request")
+    assert (receipt.method, receipt.sent, receipt.confirmed) == ("close", True, None)
 
 
 @pytest.mark.parametrize("request_id", ["", "r-1"])

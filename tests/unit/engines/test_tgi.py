@@ -231,7 +231,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [HELLO], "sampling": {"top_k": 1}}, "3.3.7", "sampling.top_k"),
     ({"messages": [HELLO], "sampling": {"repeat_penalty": 2}}, "3.3.7", "sampling.repeat_penalty"),
     (
-        {"messages": [{"role": "user", "content": [{"type": "image", "url": "data:,"}]}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "url": "https://host/a.png"}]}
+            ]
+        },
         "3.3.7",
         "messages.image",
     ),
