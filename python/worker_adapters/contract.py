@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias
 from uuid import UUID
 
@@ -259,14 +259,27 @@ class ExpectedModel(Contract):
         """Whether the engine says that it has another model. What it does not tell, fits."""
         if self.name is not None and identity.model not in {None, self.name}:
             return True
-        if self.digest is not None and identity.model_digest not in {None, self.digest}:
+        if (
+            self.digest is not None
+            and identity.model_digest is not None
+            and _digest(identity.model_digest) != _digest(self.digest)
+        ):
             return True
         if self.path is None or identity.model_path is None:
             return False
-        told, expected = PurePosixPath(identity.model_path), PurePosixPath(self.path)
+        told, expected = _path(identity.model_path), _path(self.path)
         if told.is_absolute() and expected.is_absolute():
             return told != expected
         return told.name != expected.name
+
+
+def _path(text: str) -> PurePath:
+    return PureWindowsPath(text) if "\\" in text else PurePosixPath(text)
+
+
+def _digest(text: str) -> str:
+    """Return a digest as it compares: hex of either case, with or without its algorithm."""
+    return text.rpartition(":")[2].casefold()
 
 
 class WorkerProps(Contract):

@@ -6,11 +6,19 @@ An adapter translates each field for the engine and version at hand, or refuses 
 engine, version and field; it never drops one silently.
 """
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
-from worker_adapters._model import Contract, Count32, HeaderText, Int32, LineText, Text
+from worker_adapters._model import Contract, Count32, HeaderText, LineText, Text
 
 if TYPE_CHECKING:
     from worker_adapters.contract import TaskRequest
@@ -29,6 +37,18 @@ __all__ = [
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _StopWord = Annotated[Text, StringConstraints(min_length=1)]
+_Priority = Annotated[int, Field(strict=True, gt=-(2**31), lt=2**31)]
+
+_IMAGE_URL: Final = re.compile(r"(https://|data:)[!-~]+")
+
+_CHOICES: Final = frozenset(("auto", "none", "required"))
+"""Words of ``tool_choice``; no tool may be called like one."""
+
+
+def _image_url(value: str) -> str:
+    if _IMAGE_URL.fullmatch(value) is None:
+        raise ValueError("must be an https:// or a data: URL")
+    return value
 
 
 class Sampling(Contract):
@@ -59,10 +79,16 @@ class TextPart(Contract):
 
 
 class ImagePart(Contract):
-    """An image in a message, by URL (``https:`` or ``data:``)."""
+    """An image in a message.
+
+    By an ``https://`` URL that the engine fetches, or by a ``data:`` URL that holds it.
+    """
 
     type: Literal["image"] = "image"
-    url: Text = Field(repr=False, min_length=1)
+    url: Annotated[Text, AfterValidator(_image_url)] = Field(repr=False)
+
+
+_Part: TypeAlias = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class ToolCall(Contract):
@@ -78,7 +104,9 @@ class ChatMessage(Contract):
     """One message of a conversation."""
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: Text | tuple[TextPart | ImagePart, ...] | None = Field(default=None, repr=False)
+    content: Text | Annotated[tuple[_Part, ...], Field(min_length=1)] | None = Field(
+        default=None, repr=False
+    )
     name: LineText | None = None
     tool_call_id: LineText | None = None
     """``tool``: the call that this is the result of."""
@@ -86,9 +114,13 @@ class ChatMessage(Contract):
     """``assistant``: the calls it made."""
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _says_what_its_role_says(self) -> Self:
         if self.content is None and not self.tool_calls:
             raise ValueError("a message needs content or tool_calls")
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError("only an assistant's message has tool_calls")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("a tool's message, and no other, has a tool_call_id")
         return self
 
     @property
@@ -103,8 +135,8 @@ class Tool(Contract):
     """A function that the model may call."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-    description: Text | None = None
-    parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object"})
+    description: Text | None = Field(default=None, repr=False)
+    parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object"}, repr=False)
     """JSON Schema of the arguments."""
 
 
@@ -116,7 +148,7 @@ class Constraint(Contract):
     regex: Annotated[Text, StringConstraints(min_length=1)] | None = None
     grammar: Annotated[Text, StringConstraints(min_length=1)] | None = None
     """In the engine's own grammar language (GBNF for llama.cpp, EBNF elsewhere)."""
-    choice: tuple[_StopWord, ...] | None = None
+    choice: tuple[_StopWord, ...] | None = Field(default=None, min_length=1)
     """The answer is one of these texts."""
 
     @model_validator(mode="after")
@@ -142,7 +174,7 @@ class TaskExtensions(Contract):
     tool_choice: LineText | None = None
     """``auto``, ``none``, ``required``, or the name of a tool; needs ``tools``."""
     constraint: Constraint | None = Field(default=None, repr=False)
-    stop: tuple[_StopWord, ...] | None = Field(default=None, min_length=1)
+    stop: tuple[_StopWord, ...] | None = Field(default=None, min_length=1, repr=False)
     """Texts that end the generation and are not part of it."""
     sampling: Sampling | None = None
     """Overrides the sampler profile, parameter by parameter."""
@@ -152,7 +184,7 @@ class TaskExtensions(Contract):
     """Report token ids."""
     lora: LineText | None = None
     """The LoRA adapter to apply, by the name the engine knows it under."""
-    priority: Int32 | None = None
+    priority: _Priority | None = None
     """Higher is sooner, whatever the engine's own sign."""
     data_parallel_rank: Count32 | None = None
     affinity_key: HeaderText | None = None
@@ -162,9 +194,13 @@ class TaskExtensions(Contract):
     def _tools_have_their_context(self) -> Self:
         if self.tools is not None and self.messages is None:
             raise ValueError("tools need messages")
+        names = [tool.name for tool in self.tools or ()]
+        if len(set(names)) < len(names) or _CHOICES.intersection(names):
+            raise ValueError("each tool needs a name of its own, and not auto, none or required")
         if self.tool_choice is not None:
-            names = {tool.name for tool in self.tools or ()}
-            if self.tool_choice not in {"auto", "none", "required"} | names:
+            if self.tools is None:
+                raise ValueError("tool_choice needs tools")
+            if self.tool_choice not in _CHOICES.union(names):
                 raise ValueError("tool_choice must be auto, none, required or one of the tools")
         return self
 

@@ -1,8 +1,9 @@
 """The key of an engine: given, read from a file, or asked for, and never shown."""
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from pydantic import SecretStr
 
@@ -14,21 +15,26 @@ __all__ = ["ApiKey", "Credentials"]
 ApiKey: TypeAlias = str | SecretStr | Path | Callable[[], str | SecretStr]
 """A key; a file that holds one and nothing else; or a function that returns the key of now."""
 
-MIN_KEY_CHARACTERS = 6
+MIN_KEY_CHARACTERS: Final = 6
+
+KEPT_KEYS: Final = 64
+"""How many keys stay redacted: a function may return another one for each request."""
 
 
 class Credentials:
     """Where a key comes from, and what must be redacted because of it.
 
     A file is read again when it changes, a function is asked before every request: keys may be
-    rotated while the adapter lives. Every key ever used stays redacted.
+    rotated while the adapter lives. The last `KEPT_KEYS` keys stay redacted.
 
-    Raises ValueError for a key that cannot be sent or redacted; so does `headers`, later on.
+    Raises ValueError for a key that cannot be sent or redacted, TypeError for one of another type;
+    so does `headers`, later on. No message repeats a key.
     """
 
     def __init__(self, api_key: ApiKey | None) -> None:
         self._source = api_key
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[int, int, int] | None = None
+        self._used: deque[str] = deque(maxlen=KEPT_KEYS)
         self._value: str | None = None
         self._headers: Headers = ()
         self.redactor = Redactor()
@@ -47,7 +53,8 @@ class Credentials:
         source = self._source
         if isinstance(source, Path):
             status = source.stat()
-            stamp = (status.st_mtime_ns, status.st_size)
+            # The inode, too: two files put in one place within a tick of the clock look alike.
+            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if stamp != self._stamp:
                 self._use(source.read_text(encoding="utf-8").strip())
                 self._stamp = stamp
@@ -57,6 +64,8 @@ class Credentials:
 
     def _use(self, key: str | SecretStr) -> None:
         value = key.get_secret_value() if isinstance(key, SecretStr) else key
+        if not isinstance(value, str):
+            raise TypeError("api_key must be a string")
         if value == self._value:
             return
         if not value.isascii() or not value.isprintable() or value != value.strip():
@@ -66,6 +75,9 @@ class Credentials:
                 f"api_key must have at least {MIN_KEY_CHARACTERS} characters, "
                 "or it cannot be redacted"
             )
-        self.redactor = self.redactor.with_secrets([value])
+        if value in self._used:
+            self._used.remove(value)
+        self._used.append(value)
+        self.redactor = Redactor(tuple(self._used))
         self._value = value
         self._headers = ((b"Authorization", b"Bearer " + value.encode("ascii")),)
