@@ -25,7 +25,7 @@ from worker_adapters.contract import (
 from worker_adapters.engines import _chat, _openai_answers
 from worker_adapters.engines._http import Answer, Call, Dispatch, HttpAdapter, Unsupported
 from worker_adapters.engines._pattern import one_of
-from worker_adapters.errors import AdapterError
+from worker_adapters.errors import AdapterError, PoolUnavailable
 from worker_adapters.extensions import Constraint
 from worker_adapters.transport import Request
 
@@ -127,10 +127,20 @@ class SglangAdapter(HttpAdapter):
     # What the server is.
 
     async def _probe_health(self, call: Call) -> None:
-        """Ask whether a task would be taken up now. Raises WorkerError where not.
+        """Ask whether a task would be taken up now. Raises WorkerError where not."""
+        try:
+            await self._ask_ready(call)
+        except PoolUnavailable as error:
+            if error.status != 503:
+                raise
+            # It does not say whether it starts, drains, is paused or has failed.
+            raise self._error(call, "not_ready", phase="head", processed="no") from None
 
-        ``/ready`` answers at once. Servers without it have ``/health``, which generates a token
-        and takes a second when idle, up to 20 when it hangs.
+    async def _ask_ready(self, call: Call) -> None:
+        """Ask ``/ready``, which answers at once.
+
+        Servers without it have ``/health``, which generates a token and takes a second when idle,
+        up to 20 when the scheduler hangs.
         """
         if self._has_ready_route:
             try:

@@ -359,7 +359,7 @@ async def test_health_asks_the_route_that_answers_at_once() -> None:
     starting = answer("", status="503 Service Unavailable")
     async with serving({"GET /ready": starting}) as (adapter, server):
         health = await adapter.health()
-        assert (health.live, health.ready, health.reason) == (True, False, "unavailable")
+        assert (health.live, health.ready, health.reason) == (True, False, "not_ready")
         assert not server.requests("/health")
 
 
