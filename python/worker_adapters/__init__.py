@@ -23,6 +23,7 @@ from worker_adapters._core import (
     __version__,
 )
 from worker_adapters.adapter import TokenStream, WorkerAdapter
+from worker_adapters.capabilities import AdapterCapabilities
 from worker_adapters.contract import (
     CancelReceipt,
     Collected,
@@ -60,8 +61,14 @@ from worker_adapters.extensions import (
 
 if TYPE_CHECKING:
     from worker_adapters.engines.llamacpp import LlamaCppAdapter
+    from worker_adapters.engines.openai import OpenAiAdapter
+    from worker_adapters.engines.sglang import SglangAdapter
+    from worker_adapters.engines.tgi import TgiAdapter
+    from worker_adapters.engines.triton import TritonAdapter
+    from worker_adapters.engines.vllm import VllmAdapter
 
 __all__ = [
+    "AdapterCapabilities",
     "AdapterError",
     "CancelReceipt",
     "ChatMessage",
@@ -75,12 +82,14 @@ __all__ = [
     "ImagePart",
     "InternalError",
     "LlamaCppAdapter",
+    "OpenAiAdapter",
     "Placement",
     "PoolUnavailable",
     "Redactor",
     "RerankScore",
     "SamplerProfile",
     "Sampling",
+    "SglangAdapter",
     "SseDecoder",
     "SseEvent",
     "StreamDecoder",
@@ -88,11 +97,14 @@ __all__ = [
     "TaskExtensions",
     "TaskRequest",
     "TextPart",
+    "TgiAdapter",
     "Timeouts",
     "TokenEvent",
     "TokenStream",
     "Tool",
     "ToolCall",
+    "TritonAdapter",
+    "VllmAdapter",
     "WorkerAdapter",
     "WorkerError",
     "WorkerHealth",
@@ -104,8 +116,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "LlamaCppAdapter":
-        from worker_adapters.engines.llamacpp import LlamaCppAdapter
+    if name.endswith("Adapter") and name in __all__:
+        from worker_adapters import engines
 
-        return LlamaCppAdapter
+        return getattr(engines, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ import worker_adapters
 from worker_adapters import WorkerAdapter, _core, engines
 from worker_adapters.contract import CONTRACT_ENGINES, EXTENSION_ENGINES
 from worker_adapters.engines import ENGINES, adapter_class
+from worker_adapters.extensions import FEATURES, Constraint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,16 +25,37 @@ def test_every_row_is_complete(name: str, repository: Path) -> None:
     assert row.name == name == cls.engine
     assert name in (*CONTRACT_ENGINES, *EXTENSION_ENGINES)
     assert row.dialect in _core.dialects()
-    assert row.dialect == cls.dialect  # type: ignore[attr-defined]
+    assert row.dialect == cls.dialect
+    assert len(cls.rules) > 0
     assert issubclass(cls, WorkerAdapter)
     assert row.adapter.startswith(f"worker_adapters.engines.{name}:")
     assert any((repository / row.evidence).iterdir())
     assert (repository / row.docs).read_text(encoding="utf-8").startswith("# ")
-    assert getattr(engines, cls.__name__) is cls
+    assert getattr(engines, cls.__name__) is getattr(worker_adapters, cls.__name__) is cls
+    assert cls.__name__ in worker_adapters.__all__
+
+
+def test_every_engine_s_module_docs_and_captures_are_registered(repository: Path) -> None:
+    package = repository / "python" / "worker_adapters" / "engines"
+    modules = {path.stem for path in package.glob("*.py") if not path.stem.startswith("_")} - {
+        "base"
+    }
+    pages = {path.stem for path in (repository / "docs" / "engines").glob("*.md")}
+    assert modules == pages == set(ENGINES) == {*CONTRACT_ENGINES, *EXTENSION_ENGINES}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_adapter_says_what_it_translates_by_the_names_there_are(name: str) -> None:
+    cls = adapter_class(name)
+    names = {"messages.image", *(f"constraint.{kind}" for kind in Constraint.model_fields)}
+    names |= FEATURES - {"constraint"}
+    assert cls.translates <= names
+    assert cls.translates_unary <= names
+    assert set(cls.workloads) <= {"completion", "embedding", "rerank"}
 
 
 def test_an_unknown_engine() -> None:
-    with pytest.raises(ValueError, match="unknown engine 'ollama'; known: llamacpp"):
+    with pytest.raises(ValueError, match="unknown engine 'ollama'; known: llamacpp, vllm"):
         adapter_class("ollama")
     with pytest.raises(AttributeError, match="OllamaAdapter"):
         _ = engines.OllamaAdapter
@@ -52,7 +74,7 @@ def test_importing_the_package_loads_no_http_library() -> None:
         "import sys, worker_adapters; "
         "loaded = {'httpx', 'httpcore', 'anyio', 'prometheus_client', 'typer'} & set(sys.modules); "
         "assert not loaded, loaded; "
-        "worker_adapters.LlamaCppAdapter; "
+        "worker_adapters.TritonAdapter; "
         "assert 'httpx' in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
