@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from worker_adapters.engines.triton import TritonAdapter
     from worker_adapters.testing.triton import TritonServer
 
-pytestmark = pytest.mark.real
+# The first test installs and starts the server.
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 LONG = "loop=1 delay_ms=10"
 SEES = {

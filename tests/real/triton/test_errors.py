@@ -15,7 +15,8 @@ from worker_adapters.engines.triton import TritonAdapter
 if TYPE_CHECKING:
     from worker_adapters.testing.triton import TritonServer
 
-pytestmark = pytest.mark.real
+# The first test installs and starts the server.
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize("model", STREAMING)

@@ -22,7 +22,12 @@ from worker_adapters.testing.triton import EngineStartError, TritonServer, insta
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-pytestmark = [pytest.mark.real, pytest.mark.usefixtures("installed")]
+# The first test installs the server.
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.timeout(300),
+    pytest.mark.usefixtures("installed"),
+]
 
 
 SILENT = """

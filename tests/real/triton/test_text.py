@@ -16,7 +16,8 @@ from worker_adapters.testing.triton.models.mock_llm import PIECES
 if TYPE_CHECKING:
     from worker_adapters.testing.triton import TritonServer
 
-pytestmark = pytest.mark.real
+# The first test installs and starts the server.
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 SPLIT = TEXT.replace("wörld!", "wörld🚀!")
 """The reply with one character that comes in four tokens."""

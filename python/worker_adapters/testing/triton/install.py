@@ -2,7 +2,7 @@
 
     python -m worker_adapters.testing.triton.install        # also what the system lacks, when root
 
-It needs 300 MB of disk below the cache directory, one download of 55 MB (numpy: 18 MB more), a
+It needs 250 MB of disk below the cache directory, one download of 55 MB (numpy: 18 MB more), a
 CPython 3.11, and ``libpython3.11.so.1.0``, which the server's python backend is linked to.
 """
 

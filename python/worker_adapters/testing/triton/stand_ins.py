@@ -29,14 +29,15 @@ class StandIn:
     """Its files in `models`: ``source.pbtxt`` and, unless it is an ensemble, ``source.py``."""
     describes: str
     settings: Mapping[str, str] = field(default_factory=dict)
-    """What replaces ``@name@`` marks in the configuration."""
+    """What replaces the ``@marks@`` in the configuration."""
     queue: int | None = None
     """How many requests may wait while it works on one."""
 
     def config(self, name: str) -> str:
         """Return the configuration of the model under this name."""
         text = (_MODELS / f"{self.source}.pbtxt").read_text("utf-8")
-        for mark, value in {"name": name, **self.settings}.items():
+        text = re.sub(r'\Aname: "\w+"', f'name: "{name}"', text)
+        for mark, value in self.settings.items():
             text = text.replace(f"@{mark}@", value)
         if self.queue is not None:
             text = text.replace("max_batch_size: 4", "max_batch_size: 1")
