@@ -62,14 +62,15 @@ quick: $(call stamp,DEV) $(BUILT) ## run the Python tests that need no engine an
 	$(BIN)/python -m pytest -m 'not real and not slow' $(ARGS)
 
 .PHONY: lint
-lint: $(call stamp,DEV) $(BUILT) ## check format, lints, types, doc links and the stub
+lint: $(call stamp,DEV) $(call stamp,BENCH) $(BUILT) ## check format, lints, types, doc links and the stub
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked --quiet
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest worker_adapters._core --mypy-config-file pyproject.toml
+	$(BIN)/python -m mypy.stubtest worker_adapters._core --mypy-config-file pyproject.toml \
+		--allowlist scripts/stubtest-allowlist.txt
 
 .PHONY: fmt
 fmt: $(call stamp,DEV) ## format Rust and Python and apply ruff's safe fixes
