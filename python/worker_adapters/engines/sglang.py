@@ -14,13 +14,14 @@ from dataclasses import replace
 from typing import Any, Final, TypeGuard, TypeVar
 
 from worker_adapters._core import ErrorRules, StreamDecoder
-from worker_adapters.capabilities import Feature
+from worker_adapters.capabilities import AdapterCapabilities, Feature
 from worker_adapters.contract import (
     SubmitContext,
     TaskRequest,
     Timeouts,
     WorkerIdentity,
     WorkerProps,
+    Workload,
 )
 from worker_adapters.engines import _chat, _openai_answers
 from worker_adapters.engines._http import Answer, Call, Dispatch, HttpAdapter, Unsupported
@@ -209,31 +210,45 @@ class SglangAdapter(HttpAdapter):
     def _features(self, identity: WorkerIdentity | None) -> Mapping[str, Feature]:
         """Tell what this server, by its version and flags, can do of what the class declares."""
         details = {} if identity is None else identity.details
-        told: dict[str, bool | str] = {}
         deterministic = details.get("deterministic") is True
-        told["seed"] = deterministic
-        told["determinism"] = "strict" if deterministic else "best_effort"
-        told["metrics"] = details.get("metrics") is True
-        told["lora"] = details.get("lora") is True
-        told["priority"] = details.get("priority") is True
-        told["incremental_streaming_output"] = details.get("incremental") is True
-        for name in ("tools", "tool_choice"):
-            told[name] = _can(identity, "chat") and details.get("tools") is True
-        told["messages.image"] = _can(identity, "chat") and details.get("images") is True
-        told["data_parallel_rank"] = _rank_known(identity, 0)
-        if "is_generation" in details:
-            told["embeddings"] = not details["is_generation"]
-        known: dict[str, bool | str] = {
-            "cancel": "close+abort" if _can(identity, "abort") else "close",
-            "chat": _can(identity, "chat"),
-            "rerank": _can(identity, "rerank"),
-            "token_ids": _can(identity, "token_ids"),
-            "constraint.grammar": _can(identity, "grammar"),
+        has_chat = _can(identity, "chat")
+        embeds = details.get("is_generation") is False
+        # What the flag that decides is called here; what no flag decides, the version does.
+        found: dict[str, tuple[bool | str, str | None]] = {
+            "seed": (deterministic, "deterministic"),
+            "determinism": ("strict" if deterministic else "best_effort", "deterministic"),
+            "tools": (has_chat and details.get("tools") is True, "tools"),
+            "tool_choice": (has_chat and details.get("tools") is True, "tools"),
+            "messages.image": (has_chat and details.get("images") is True, "images"),
+            "lora": (details.get("lora") is True, "lora"),
+            "priority": (details.get("priority") is True, "priority"),
+            "data_parallel_rank": (_rank_known(identity, 0), "dp_size"),
+            "metrics": (details.get("metrics") is True, "metrics"),
+            "incremental_streaming_output": (details.get("incremental") is True, "incremental"),
+            "embeddings": (embeds, "is_generation"),
+            "cancel": ("close+abort" if _can(identity, "abort") else "close", None),
+            "chat": (has_chat, None),
+            # Some models that generate can rerank, too, but none says that it can.
+            "rerank": (embeds and _can(identity, "rerank"), "is_generation"),
+            "token_ids": (_can(identity, "token_ids"), None),
+            "constraint.grammar": (_can(identity, "grammar"), None),
         }
         return {
-            **{name: Feature(value=value, source="engine") for name, value in told.items()},
-            **{name: Feature(value=value, source="adapter") for name, value in known.items()},
+            name: Feature(value=value, source="engine" if flag in details else "adapter")
+            for name, (value, flag) in found.items()
         }
+
+    def _describe(self, identity: WorkerIdentity | None, props: WorkerProps) -> AdapterCapabilities:
+        described = super()._describe(identity, props)
+        generates = None if identity is None else identity.details.get("is_generation")
+        if generates is None:
+            return described
+        # One server has one model, and one model does the one or the other.
+        workloads: tuple[Workload, ...] = ("completion",)
+        if not generates:
+            reranks = described.features["rerank"].value is True
+            workloads = ("embedding", "rerank") if reranks else ("embedding",)
+        return described.model_copy(update={"supported_workloads": workloads})
 
     # What a task is sent as.
 

@@ -377,7 +377,10 @@ async def test_health_of_servers_without_that_route() -> None:
 
 async def test_capabilities_follow_the_flags() -> None:
     async with serving() as (adapter, _):
-        features = (await adapter.capabilities()).features
+        capabilities = await adapter.capabilities()
+    assert capabilities.supported_workloads == ("completion",)
+    assert (capabilities.ctx_max, capabilities.slots_total) == (512, 4)
+    features = capabilities.features
     value = {name: feature.value for name, feature in features.items()}
     assert value["cancel"] == "close+abort"
     assert (value["seed"], value["determinism"]) == (False, "best_effort")
@@ -401,6 +404,15 @@ async def test_capabilities_follow_the_flags() -> None:
     assert (value["seed"], value["determinism"]) == (True, "strict")
     assert (value["lora"], value["priority"]) == (True, True)
     assert (value["cancel"], value["chat"], value["token_ids"]) == ("close", False, False)
+
+
+async def test_what_an_embedding_model_is_for() -> None:
+    model = answer('{"model_path":"m","served_model_name":"m","is_generation":false}')
+    for version, workloads in (("0.5.20", ("embedding", "rerank")), ("0.4.6", ("embedding",))):
+        async with serving({"GET /model_info": model}, version=version) as (adapter, _):
+            capabilities = await adapter.capabilities()
+        assert capabilities.supported_workloads == workloads
+        assert capabilities.features["embeddings"].value is True
 
 
 # What recorded streams come to.
