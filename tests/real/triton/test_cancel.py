@@ -53,7 +53,8 @@ async def test_a_cancel_ends_the_generation(server: TritonServer, model: str) ->
         stream = await begun(made)
         receipt = await made.cancel(stream.task_id)
         rest = [event async for event in stream]
-        assert receipt.sent
+        method = "close" if model == "tensorrt_llm_bls" else "close+abort"
+        assert (receipt.method, receipt.sent, receipt.confirmed) == (method, True, None)
         assert [(event.kind, event.finish_reason) for event in rest] == [("end", "cancelled")]
         key = stream.task_id.hex
         took = await eventually(lambda: ends(server, model, key), "the engine is free")
