@@ -415,6 +415,17 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Skips one value, checking all of it; whether it was anything but `null`.
+    ///
+    /// # Errors
+    ///
+    /// Syntax and depth errors.
+    pub fn skip_some(&mut self) -> Result<bool> {
+        let is_some = self.peek()? != Kind::Null;
+        self.skip()?;
+        Ok(is_some)
+    }
+
     /// Checks that nothing but white space follows.
     ///
     /// # Errors

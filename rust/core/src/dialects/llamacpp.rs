@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use super::options::{DialectError, Pairs, WANTED, Wanted};
+use super::options::{DialectError, Pairs, Wanted};
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
 use crate::event::{Channel, FinishReason, Logprob};
@@ -72,18 +72,8 @@ impl<'a> Frame<'a> {
                 "stop_type" => frame.stop_type = reader.string_or_null()?,
                 "stopping_word" => frame.stopping_word = reader.string_or_null()?,
                 "timings" => frame.cached = read_cached(reader)?,
-                "prompt_progress" => {
-                    frame.is_progress = !reader.take_null()?;
-                    if frame.is_progress {
-                        reader.skip()?;
-                    }
-                }
-                "error" => {
-                    frame.is_error = !reader.take_null()?;
-                    if frame.is_error {
-                        reader.skip()?;
-                    }
-                }
+                "prompt_progress" => frame.is_progress = reader.skip_some()?,
+                "error" => frame.is_error = reader.skip_some()?,
                 _ => reader.skip()?,
             }
             Ok(())
@@ -182,15 +172,7 @@ impl FrameParser for LlamaCpp {
 
 impl LlamaCpp {
     pub(crate) fn new(options: Pairs<'_>) -> Result<Self, DialectError> {
-        let mut wanted = Wanted::default();
-        for (option, value) in options {
-            if !wanted.take(option, value)? {
-                let option = option.to_owned();
-                let (dialect, known) = ("llamacpp", &WANTED);
-                return Err(DialectError::UnknownOption { dialect, option, known });
-            }
-        }
-        Ok(Self { wanted, ..Self::default() })
+        Ok(Self { wanted: Wanted::read("llamacpp", options)?, ..Self::default() })
     }
 
     /// Reads a frame that differs from the last partial one in nothing but content and counts.

@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use super::options::{DialectError, Pairs, WANTED, Wanted};
+use super::options::{DialectError, Pairs, Wanted};
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
 use crate::event::{Channel, FinishReason, Logprob};
@@ -107,11 +107,9 @@ impl<'a> Chunk<'a> {
                 "model" if reader.peek()? == Kind::String => chunk.model = Some(reader.string()?),
                 // FastAPI reports what it refuses itself as `detail`.
                 "error" | "detail" => {
-                    if !reader.take_null()? {
-                        reader.skip()?;
-                        has_detail |= key == "detail";
-                        chunk.is_error |= key == "error";
-                    }
+                    let is_some = reader.skip_some()?;
+                    has_detail |= is_some && key == "detail";
+                    chunk.is_error |= is_some && key == "error";
                 }
                 "object" if reader.peek()? == Kind::String => {
                     chunk.is_error |= reader.string()?.raw() == "error";
@@ -357,15 +355,7 @@ impl FrameParser for OpenAi {
 
 impl OpenAi {
     pub(crate) fn new(options: Pairs<'_>) -> Result<Self, DialectError> {
-        let mut wanted = Wanted::default();
-        for (option, value) in options {
-            if !wanted.take(option, value)? {
-                let option = option.to_owned();
-                let (dialect, known) = ("openai", &WANTED);
-                return Err(DialectError::UnknownOption { dialect, option, known });
-            }
-        }
-        Ok(Self { wanted, ..Self::default() })
+        Ok(Self { wanted: Wanted::read("openai", options)?, ..Self::default() })
     }
 
     /// Reads a chunk that differs from the last token's in nothing but its text.

@@ -87,6 +87,18 @@ pub(crate) struct Wanted {
 pub(crate) const WANTED: [&str; 2] = ["token_ids", "logprobs"];
 
 impl Wanted {
+    /// Reads the options of a dialect that has no others.
+    pub(crate) fn read(dialect: &'static str, options: Pairs<'_>) -> Result<Self, DialectError> {
+        let mut wanted = Self::default();
+        for (option, value) in options {
+            if !wanted.take(option, value)? {
+                let option = option.to_owned();
+                return Err(DialectError::UnknownOption { dialect, option, known: &WANTED });
+            }
+        }
+        Ok(wanted)
+    }
+
     /// Takes an option that every dialect has; whether it was one.
     pub(crate) fn take(&mut self, option: &str, value: &str) -> Result<bool, DialectError> {
         let flag = match option {

@@ -90,12 +90,7 @@ impl SgLang {
                 "output_ids" => frame.output_ids = ids(reader)?,
                 "index" => frame.index = reader.u64_or_null()?.unwrap_or(0),
                 "meta_info" => frame.meta = Meta::read(reader, self.wanted)?,
-                "error" => {
-                    frame.is_error = !reader.take_null()?;
-                    if frame.is_error {
-                        reader.skip()?;
-                    }
-                }
+                "error" => frame.is_error = reader.skip_some()?,
                 "object" if reader.peek()? == Kind::String => {
                     frame.is_error |= reader.string()?.raw() == "error";
                 }

@@ -6,7 +6,7 @@
 //!   and how many tokens there were, if the request asked for them. There is no `[DONE]`.
 //! * Every error comes inside a 200, as `{"error", "error_type"}`.
 
-use super::options::{DialectError, Pairs, WANTED, Wanted};
+use super::options::{DialectError, Pairs, Wanted};
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
 use crate::event::{Channel, FinishReason, Logprob};
@@ -47,14 +47,7 @@ struct Details<'a> {
 
 impl Tgi {
     pub(crate) fn new(options: Pairs<'_>) -> Result<Self, DialectError> {
-        let mut wanted = Wanted::default();
-        for (option, value) in options {
-            if !wanted.take(option, value)? {
-                let option = option.to_owned();
-                return Err(DialectError::UnknownOption { dialect: "tgi", option, known: &WANTED });
-            }
-        }
-        Ok(Self { wanted, ..Self::default() })
+        Ok(Self { wanted: Wanted::read("tgi", options)?, ..Self::default() })
     }
 
     fn parse<'a>(&self, text: &'a str) -> Result<Frame<'a>, JsonError> {
@@ -68,12 +61,7 @@ impl Tgi {
                 }
                 "generated_text" => frame.is_last = reader.string_or_null()?.is_some(),
                 "details" => frame.details = Details::read(reader)?,
-                "error" => {
-                    frame.is_error = !reader.take_null()?;
-                    if frame.is_error {
-                        reader.skip()?;
-                    }
-                }
+                "error" => frame.is_error = reader.skip_some()?,
                 _ => reader.skip()?,
             }
             Ok(())

@@ -76,12 +76,7 @@ impl Triton {
                 "output_log_probs" if self.wanted.logprobs => {
                     frame.logprobs = numbers(reader)?;
                 }
-                "error" => {
-                    frame.is_error = !reader.take_null()?;
-                    if frame.is_error {
-                        reader.skip()?;
-                    }
-                }
+                "error" => frame.is_error = reader.skip_some()?,
                 _ => reader.skip()?,
             }
             Ok(())
