@@ -30,10 +30,17 @@ RULES: Final[Sequence[Mapping[str, Any]]] = (
     {"message": "EngineCore encountered an issue", **_RESET},
     {"message": "Engine loop is not running", **_RESET},
     {"message": "Background loop has errored", **_RESET},
-    # Full queues: vLLM's, Ollama's, TGI's.
+    # Full queues: vLLM's, Ollama's.
     {"status": 503, "message": "currently busy and cannot accept new requests", **_FULL},
     {"status": 503, "message": "maximum pending requests exceeded", **_FULL},
-    {"type": "overloaded", **_FULL},
+    # TGI's 429, which it also sends inside a 200.
+    {
+        "type": "overloaded",
+        "kind": "PoolUnavailable",
+        "error_code": "ADMISSION_REJECT",
+        "detail": "rate_limited",
+        "processed": "no",
+    },
     # vLLM while its data-parallel engines are added or taken away.
     {
         "status": 503,

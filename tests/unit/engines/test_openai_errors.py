@@ -161,7 +161,7 @@ DOCUMENTED: list[tuple[int, Mapping[str, Any], Outcome]] = [
     (422, {"detail": [{"loc": ["body", "model"], "msg": "field required"}]}, INVALID),
     (500, {"detail": "Internal"}, RESET),
     # TGI.
-    (429, {"error": "Model is overloaded", "error_type": "overloaded"}, FULL),
+    (429, {"error": "Model is overloaded", "error_type": "overloaded"}, RATE_LIMITED),
     (422, {"error": "`top_p` must be > 0.0", "error_type": "validation"}, INVALID),
     (
         422,
