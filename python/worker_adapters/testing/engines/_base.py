@@ -256,11 +256,7 @@ class ScriptedEngine(RawServer):
         if behaviour.hang == "first":
             await self._hang(connection)
         for number, piece in enumerate(texts_of(generation, behaviour)):
-            if (
-                number >= generation.limit
-                or generation.ends == "stop"
-                or generation.stopping.is_set()
-            ):
+            if generation.ends is not None or generation.stopping.is_set():
                 break
             if number == behaviour.after:
                 if behaviour.hang == "stream":

@@ -61,7 +61,8 @@ class OpenAiRoutes(ScriptedEngine):
                 return True
             case _:
                 return None
-        limit = asked.get("max_tokens") or asked.get("max_completion_tokens") or 16
+        names = ("max_tokens", "max_completion_tokens", "n_predict")
+        limit = next((asked[name] for name in names if asked.get(name)), 16)
         pieces = self.constrained(asked)
         if _tool(asked) is not None:
             pieces = ("", "{", "}")
