@@ -151,7 +151,7 @@ def _loaded(name: str, entries: "list[EntryPoint]") -> "type[WorkerAdapter]":
     entry = entries[0]
     try:
         cls = entry.load()
-    except Exception as error:  # noqa: BLE001 - whatever a module does when it is imported
+    except Exception as error:
         raise ValueError(f"engine {name!r}: {entry.value} cannot be imported: {error}") from error
     adapter = cls if isinstance(cls, type) and issubclass(cls, WorkerAdapter) else None
     if adapter is None:

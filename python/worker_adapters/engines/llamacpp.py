@@ -13,7 +13,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar, Final
 
 from worker_adapters._core import ErrorRules
-from worker_adapters.contract import TaskRequest, Timeouts, WorkerIdentity, WorkerProps
+from worker_adapters.contract import TaskRequest, Timeouts, WorkerIdentity, WorkerProps, Workload
 from worker_adapters.engines._call import Call
 from worker_adapters.engines._chat import message_list, tool_choice, tool_list
 from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported
@@ -99,7 +99,7 @@ class LlamaCppAdapter(HttpAdapter):
     # It closes right after the last chunk though its headers say otherwise: the next request on
     # the same connection would be lost.
     keeps_after_stream = False
-    workloads = ("completion", "embedding", "rerank")
+    workloads: ClassVar[tuple[Workload, ...]] = ("completion", "embedding", "rerank")
     translates = frozenset(
         {
             "messages",
