@@ -26,7 +26,14 @@ __all__ = ["SglangEngine"]
 
 
 class SglangEngine(OpenAiRoutes):
-    """As SGLang 0.5.20; ``incremental`` as with ``--incremental-streaming-output``."""
+    """As SGLang 0.5.20.
+
+    Args:
+        behaviour: As the others have it.
+        incremental: As with ``--incremental-streaming-output``: frames hold new text only.
+        is_embedding: As with ``--is-embedding``: it embeds and reranks, and generates nothing.
+        options: As the others have them.
+    """
 
     dialect = "sglang"
     version: ClassVar[str] = "0.5.20"
@@ -38,10 +45,16 @@ class SglangEngine(OpenAiRoutes):
     )
 
     def __init__(
-        self, behaviour: Behaviour | None = None, *, incremental: bool = False, **options: Any
+        self,
+        behaviour: Behaviour | None = None,
+        *,
+        incremental: bool = False,
+        is_embedding: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(behaviour, **options)
         self.incremental = incremental
+        self.is_embedding = is_embedding
 
     async def answer(self, connection: Connection, request: Received) -> bool:
         """Answer one request. Raises Refusal."""
@@ -75,6 +88,8 @@ class SglangEngine(OpenAiRoutes):
                 for name in wanted:
                     self.abort(name)
                 await connection.send(self.json(None))
+            case "POST /v1/embeddings" | "POST /v1/rerank" if not self.is_embedding:
+                raise Refusal(400, "This model does not appear to be an embedding model")
             case "POST /generate":
                 return await self._generate(connection, request)
             case _:
@@ -111,7 +126,7 @@ class SglangEngine(OpenAiRoutes):
         return {
             "model_path": f"models/{self.model}",
             "served_model_name": self.model,
-            "is_generation": True,
+            "is_generation": not self.is_embedding,
             "has_image_understanding": False,
         }
 
