@@ -8,6 +8,7 @@ of them (``worker-adapters certify`` prints it), and the pytest plugin makes a t
 
 from worker_adapters.testing.conformance._checks import CHECKS
 from worker_adapters.testing.conformance._laws import check_error, check_events, check_rendering
+from worker_adapters.testing.conformance._pytest import ConformanceCheck
 from worker_adapters.testing.conformance._recordings import check_recording, find_recordings
 from worker_adapters.testing.conformance._report import Lack, Report, named, run_checks
 from worker_adapters.testing.conformance._subject import (
@@ -29,6 +30,7 @@ __all__ = [
     "CheckFailed",
     "CheckLacking",
     "CheckSkipped",
+    "ConformanceCheck",
     "Connect",
     "Lack",
     "Report",

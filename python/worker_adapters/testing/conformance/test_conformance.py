@@ -14,7 +14,7 @@ from worker_adapters.engines import adapter_class
 from worker_adapters.testing.conformance import CheckSkipped, Subject, check_recording
 
 if TYPE_CHECKING:
-    from worker_adapters.testing.plugin import ConformanceCheck
+    from worker_adapters.testing.conformance import ConformanceCheck
     from worker_adapters.testing.replay import Recording
 
 

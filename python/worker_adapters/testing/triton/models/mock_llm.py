@@ -6,6 +6,7 @@ says how, such as ``[[error_at=3 delay_ms=50]] Hello``:
 ``delay_ms=N``       pause before every token (default 20)
 ``first_ms=N``       further pause before the first token
 ``error_at=N``       fail instead of emitting token N (0: before any token)
+``hang_at=N``        say nothing more instead of emitting token N, until cancelled
 ``error_code=NAME``  code of that error (INTERNAL, UNAVAILABLE, NOT_FOUND, ...)
 ``split=1``          emit one character of four bytes byte by byte
 ``empty=1``          emit an empty text as one of the tokens
@@ -87,12 +88,17 @@ def generate(
     """
     delay = float(options.get("delay_ms", 20)) / 1000
     error_at = int(options.get("error_at", -1))
+    hang_at = int(options.get("hang_at", -1))
     time.sleep(float(options.get("first_ms", 0)) / 1000)
     ids = reply(options, max_tokens)
     for n, token in enumerate(ids):
         if not options.get("deaf") and is_cancelled():
             return
         time.sleep(delay)
+        while n == hang_at:
+            if is_cancelled():
+                return
+            time.sleep(0.01)
         if n == error_at:
             raise EngineError(f'mock engine failure at token {n}: "CUDA out of memory"\nrank 0')
         last = n == len(ids) - 1

@@ -1,6 +1,7 @@
 """The pytest plugin: engines that misbehave on request, replayed recordings, and the suite.
 
-It is found by its entry point, and imports nothing of this library before a test asks for it::
+It is found by its entry point in every run of pytest, and lies outside of the package so that a run
+that does not use it pays for nothing: what it needs is imported by the fixtures::
 
     def test_mine(fake_engine):
         engine = fake_engine("vllm", error="stream")
@@ -22,16 +23,11 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from worker_adapters.testing.conformance import Check, Subject
+    from worker_adapters.testing.conformance import ConformanceCheck
     from worker_adapters.testing.engines import ScriptedEngine
-    from worker_adapters.testing.replay import ReplayServer
+    from worker_adapters.testing.replay import Recording, ReplayServer
 
-__all__ = [
-    "ConformanceCheck",
-    "conformance_check",
-    "fake_engine",
-    "replay_server",
-]
+__all__ = ["conformance_check", "fake_engine", "replay_server"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,27 +52,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make a test of each check, and of each recording and server given as an option."""
     wanted = set(metafunc.fixturenames)
+    servers = metafunc.config.getoption("certify")
+    if "certified_server" in wanted:
+        given = [_engine_and_url(text) for text in servers]
+        names = [engine for engine, _ in given]
+        metafunc.parametrize("certified_server", given, ids=names, scope="session")
     if "conformance_check" in wanted:
         from worker_adapters.testing.conformance import CHECKS
 
-        metafunc.parametrize("conformance_check", CHECKS, ids=str, indirect=True)
-    if "certified_server" in wanted:
-        given = [_engine_and_url(text) for text in metafunc.config.getoption("certify")]
-        names = [engine for engine, _ in given]
-        metafunc.parametrize("certified_server", given, ids=names, scope="session")
+        # Without a server there is one test that says so, not one per check.
+        idle = "certified_server" in wanted and not servers
+        checks = CHECKS[:1] if idle else CHECKS
+        metafunc.parametrize("conformance_check", checks, ids=str, indirect=True)
     if "captured" in wanted:
-        from worker_adapters.testing.conformance import find_recordings
-        from worker_adapters.testing.engines import SCRIPTED
-
-        found = [
-            (engine, recording)
-            for folder in metafunc.config.getoption("captures")
-            for engine in SCRIPTED
-            if (metafunc.config.invocation_params.dir / folder / engine).is_dir()
-            for recording in find_recordings(metafunc.config.invocation_params.dir / folder, engine)
-        ]
+        found = list(_captured(metafunc.config))
         ids = [f"{engine}/{recording.name}" for engine, recording in found]
         metafunc.parametrize("captured", found, ids=ids)
+
+
+def _captured(config: pytest.Config) -> Iterator[tuple[str, Recording]]:
+    """Return the recordings in the folders given, each with its engine."""
+    from worker_adapters.testing.conformance import find_recordings
+    from worker_adapters.testing.engines import SCRIPTED
+
+    for given in config.getoption("captures"):
+        folder = config.invocation_params.dir / given
+        engines = [engine for engine in SCRIPTED if (folder / engine).is_dir()]
+        if not engines:
+            known = ", ".join(SCRIPTED)
+            raise pytest.UsageError(f"--captures {given}: no folder in it is called {known}")
+        for engine in engines:
+            for recording in find_recordings(folder / engine, engine):
+                yield engine, recording
 
 
 def _engine_and_url(text: str) -> tuple[str, str]:
@@ -119,37 +126,12 @@ def replay_server() -> Iterator[Callable[..., ReplayServer]]:
         yield start
 
 
-class ConformanceCheck:
-    """One check of the suite as a test calls it, without an event loop of its own."""
-
-    def __init__(self, check: Check) -> None:
-        self.check = check
-
-    def __call__(self, subject: Subject) -> None:
-        """Run the check. Fails the test, or skips it where the server lacks what it is about."""
-        import asyncio
-
-        report(asyncio.run(self.check.run(subject)))
-
-    async def on(self, subject: Subject) -> None:
-        """Run the check in the loop at hand; as calling it does."""
-        report(await self.check.run(subject))
-
-
-def report(result: Any) -> None:
-    """Make a test's outcome of a check's result."""
-    __tracebackhide__ = True
-    match result.status:
-        case "failed":
-            pytest.fail(f"{result.area}.{result.check}: {result.detail}", pytrace=False)
-        case "lacking" | "skipped":
-            pytest.skip(f"{result.status}: {result.detail}")
-
-
 @pytest.fixture
 def conformance_check(request: pytest.FixtureRequest) -> ConformanceCheck:
     """One check of the conformance suite; a test that asks for it is run for each.
 
     Call it with a `Subject`, or await its ``on``.
     """
+    from worker_adapters.testing.conformance import ConformanceCheck
+
     return ConformanceCheck(request.param)
