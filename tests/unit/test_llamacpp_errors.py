@@ -124,8 +124,17 @@ ACCEPTED = {
     "err_unknown_field_ok",
 }
 
+UNSUPPORTED = Outcome("Adapter", "INVALID_PARAMS", "unsupported")
+
 # Told by the server's source and by another build of it, not recorded.
 DOCUMENTED = [
+    (
+        500,
+        "server_error",
+        "image input is not supported - hint: you may need to provide the mmproj",
+        UNSUPPORTED,
+    ),
+    (500, "server_error", "tools param requires --jinja flag", UNSUPPORTED),
     (500, "server_error", "[json.exception.parse_error.101] parse error at line 1", INVALID),
     (403, "permission_error", "not allowed", Outcome("Adapter", "INVALID_PARAMS", "forbidden")),
     (

@@ -6,16 +6,16 @@ What the server does on the wire, and what this adapter makes of it, is told in
 ``docs/engines/llamacpp.md``.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar, Final
 
 from worker_adapters._core import ErrorRules
+from worker_adapters.capabilities import Feature
 from worker_adapters.contract import TaskRequest, Timeouts, WorkerIdentity, WorkerProps, Workload
 from worker_adapters.engines._call import Call
-from worker_adapters.engines._chat import message_list, tool_choice, tool_list
+from worker_adapters.engines._chat import message_list, tool_list
 from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported
 from worker_adapters.engines._http import HttpAdapter
 from worker_adapters.errors import AdapterError
@@ -67,6 +67,20 @@ RULES: Final[Sequence[Mapping[str, Any]]] = (
         **_INVALID,
         "detail": "invalid_request",
     },
+    # Of images and sound, for a model that has no sense for them.
+    {
+        "type": "server_error",
+        "message": "input is not supported",
+        **_INVALID,
+        "detail": "unsupported",
+    },
+    # Of tools, for a server that is not to apply the model's own template.
+    {
+        "type": "server_error",
+        "message": "requires --jinja flag",
+        **_INVALID,
+        "detail": "unsupported",
+    },
     {
         "type": "server_error",
         "kind": "WorkerReset",
@@ -77,6 +91,8 @@ RULES: Final[Sequence[Mapping[str, Any]]] = (
 """What each of the server's errors means; the first row that matches decides."""
 
 ERROR_RULES: Final = ErrorRules(RULES)
+
+_ESCAPED: Final = re.compile(r'[\x00-\x1f"\\\x7f]')
 
 _PROCESSING: Final = re.compile(rb"^llamacpp:requests_processing ([0-9.e+]+)$", re.MULTILINE)
 
@@ -178,6 +194,15 @@ class LlamaCppAdapter(HttpAdapter):
     async def _ask_identity(self, call: Call) -> WorkerIdentity:
         return await self._get_json("/props", call, _identity)
 
+    def _features(self, identity: WorkerIdentity | None) -> Mapping[str, Feature]:
+        details = {} if identity is None else identity.details
+        features = {"messages.image": "vision", "metrics": "metrics"}
+        return {
+            feature: Feature(value=details[name] is True, source="engine")
+            for feature, name in features.items()
+            if name in details
+        }
+
     def _dialect(self, dispatch: Dispatch) -> str:
         return "llamacpp" if dispatch.extensions.messages is None else "openai"
 
@@ -196,14 +221,13 @@ class LlamaCppAdapter(HttpAdapter):
         if task.determinism == "strict":
             # What a cached prefix computed in another batch shape differs in its last bits.
             payload["cache_prompt"] = False
-        if extensions.messages is not None:
-            return "/v1/chat/completions", payload | _chat(extensions)
-        payload["prompt"] = task.prompt
-        if extensions.logprobs is not None:
-            # The server's count includes the token itself.
-            payload["n_probs"] = extensions.logprobs + 1
         if extensions.constraint is not None:
             payload |= _constraint(extensions.constraint)
+        if extensions.messages is not None:
+            return "/v1/chat/completions", payload | _chat(dispatch)
+        payload["prompt"] = task.prompt
+        if extensions.logprobs is not None:
+            payload["n_probs"] = _alternatives(extensions.logprobs)
         return "/completion", payload
 
     def _unary_request(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
@@ -231,23 +255,40 @@ class LlamaCppAdapter(HttpAdapter):
         )
 
 
-def _chat(extensions: TaskExtensions) -> dict[str, Any]:
+def _chat(dispatch: Dispatch) -> dict[str, Any]:
     """Return what a conversation adds to the chat route's payload. Raises Unsupported."""
+    extensions = dispatch.extensions
+    details = {} if dispatch.identity is None else dispatch.identity.details
+    if "messages.image" in extensions.used() and details.get("vision") is False:
+        raise Unsupported("messages.image", "the model takes text only")
     if extensions.token_ids:
         raise Unsupported("token_ids", "the chat route lists none")
     payload: dict[str, Any] = {
         "messages": message_list(extensions.messages or ()),
         "stream_options": {"include_usage": True},
     }
-    if extensions.tools is not None:
-        payload["tools"] = tool_list(extensions.tools)
-    if extensions.tool_choice is not None:
-        payload["tool_choice"] = tool_choice(extensions.tool_choice)
     if extensions.logprobs is not None:
-        payload |= {"logprobs": True, "top_logprobs": extensions.logprobs}
-    if extensions.constraint is not None:
-        payload |= _constraint(extensions.constraint)
-    return payload
+        payload |= {"logprobs": True, "top_logprobs": _alternatives(extensions.logprobs)}
+    return payload if extensions.tools is None else payload | _tools(extensions)
+
+
+def _tools(extensions: TaskExtensions) -> dict[str, Any]:
+    """Return the tools and which of them to call. Raises Unsupported."""
+    # With a grammar or with log probabilities the server refuses them, by a schema it forgets them.
+    for field in sorted(extensions.used()):
+        if field == "logprobs" or field.startswith("constraint."):
+            raise Unsupported(field, "not together with tools")
+    tools, choice = extensions.tools or (), extensions.tool_choice
+    if choice not in {None, "auto", "none", "required"}:
+        # The server takes a name for "auto", so the others are kept from the model.
+        tools, choice = tuple(tool for tool in tools if tool.name == choice), "required"
+    payload: dict[str, Any] = {"tools": tool_list(tools)}
+    return payload if choice is None else {**payload, "tool_choice": choice}
+
+
+def _alternatives(wanted: int) -> int:
+    # None of them, for the server, is not even the token itself.
+    return max(1, wanted)
 
 
 def _constraint(constraint: Constraint) -> dict[str, Any]:
@@ -257,10 +298,14 @@ def _constraint(constraint: Constraint) -> dict[str, Any]:
         case "grammar":
             return {"grammar": constraint.grammar}
         case "choice":
-            # GBNF's strings are written as JSON's.
-            words = (json.dumps(word, ensure_ascii=False) for word in constraint.choice or ())
+            words = (_literal(word) for word in constraint.choice or ())
             return {"grammar": "root ::= " + " | ".join(words)}
     raise Unsupported(f"constraint.{constraint.kind}")
+
+
+def _literal(text: str) -> str:
+    """Return ``text`` as a string of GBNF."""
+    return '"' + _ESCAPED.sub(lambda found: f"\\x{ord(found[0]):02X}", text) + '"'
 
 
 def _number(value: Any) -> float:
@@ -302,7 +347,17 @@ def _identity(props: Any) -> WorkerIdentity:
         model=alias,
         model_path=path or None,
         ctx_max=settings.get("n_ctx"),
+        details=_details(props),
     )
+
+
+def _details(props: Any) -> dict[str, bool | int | float | str]:
+    """Return what the server tells of its abilities; older ones tell nothing of them."""
+    told = {
+        "vision": props.get("modalities", {}).get("vision"),
+        "metrics": props.get("endpoint_metrics"),
+    }
+    return {name: value for name, value in told.items() if isinstance(value, bool)}
 
 
 def _file_name(path: str) -> str:
