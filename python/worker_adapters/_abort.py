@@ -10,21 +10,22 @@ __all__ = ["Abort"]
 class Abort:
     """An abort that is sent at most once, by whoever ends the task early.
 
-    ``send`` returns whether the engine took it; it bounds its own time and raises nothing.
+    ``send`` returns whether the engine took it, None where its answer does not say so; it bounds
+    its own time and raises nothing.
     ``pending`` holds this while it is on its way. Made in the loop that sends it.
     """
 
     __slots__ = ("_loop", "_over", "_pending", "_send", "_started", "_taken", "_task")
 
     def __init__(
-        self, send: Callable[[], Coroutine[Any, Any, bool]], pending: "set[Abort]"
+        self, send: Callable[[], Coroutine[Any, Any, bool | None]], pending: "set[Abort]"
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._send = send
         self._pending = pending
         self._started = False
         self._over = asyncio.Event()
-        self._taken = False
+        self._taken: bool | None = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -47,7 +48,7 @@ class Abort:
             self._end()
 
     async def taken(self) -> bool | None:
-        """Wait for the engine's answer; None where nothing was sent, or by another loop."""
+        """Wait for the engine's answer; None where it says nothing, or in another loop."""
         if not self._started or asyncio.get_running_loop() is not self._loop:
             return None
         await self._over.wait()

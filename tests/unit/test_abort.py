@@ -482,6 +482,18 @@ def test_a_refused_abort_is_not_confirmed(status: str) -> None:
     debugging(main())
 
 
+def test_an_answer_that_says_nothing_confirms_nothing() -> None:
+    async def main() -> None:
+        async with engine(saying(STREAM_HEAD, *HELLO)) as (made, server):
+            made.confirms_abort = False  # type: ignore[misc]
+            stream = await started(made)
+            receipt = await stream.cancel()
+            assert (receipt.method, receipt.sent, receipt.confirmed) == ("close+abort", True, None)
+            await aborted_once(server)
+
+    debugging(main())
+
+
 def test_an_abort_nobody_answers_takes_two_seconds() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()

@@ -112,6 +112,9 @@ class HttpAdapter(WorkerAdapter):
     keeps_after_stream: ClassVar[bool] = True
     """Whether the engine keeps a connection open after a stream, so that it can be used again."""
 
+    confirms_abort: ClassVar[bool] = True
+    """Whether the engine's answer to its own abort says that the abort was taken."""
+
     def __init__(
         self,
         base_url: str,
@@ -570,10 +573,11 @@ class HttpAdapter(WorkerAdapter):
             return None
         return Abort(partial(self._send_abort, request, call.correlation_id), self._aborts)
 
-    async def _send_abort(self, request: Request, correlation_id: str) -> bool:
+    async def _send_abort(self, request: Request, correlation_id: str) -> bool | None:
         """Send an abort; whether the engine took it, within `ABORT_SECONDS`."""
         # A call of its own: the task's is over.
         call = self._call(None, correlation_id)
+        taken = False
         with contextlib.suppress(TimeoutError, TransportError, WorkerError):
             async with asyncio.timeout(ABORT_SECONDS):
                 # The key of now, not that of the submit.
@@ -583,8 +587,8 @@ class HttpAdapter(WorkerAdapter):
                     await read_body(body, MAX_ERROR_BYTES)
                 finally:
                     await body.aclose()
-                return 200 <= body.status < 300
-        return False
+                taken = 200 <= body.status < 300
+        return taken if self.confirms_abort else None
 
     # Calls without a stream.
 

@@ -13,12 +13,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 from urllib.parse import quote
-from uuid import UUID
 
 from worker_adapters._core import StreamDecoder
 from worker_adapters.capabilities import AdapterCapabilities, Feature
 from worker_adapters.contract import (
-    CancelReceipt,
     SubmitContext,
     TaskRequest,
     Timeouts,
@@ -97,6 +95,8 @@ class TritonAdapter(HttpAdapter):
     default_timeouts: ClassVar[Timeouts] = Timeouts(idle=20.0)
     workloads = ("completion", "embedding")
     cancel_kind = "none"
+    # Answered the same for an id that is unknown, by the LLM API with an error even if it worked.
+    confirms_abort = False
     translates = frozenset(
         (
             *("stop", "sampling", "logprobs", "lora"),
@@ -313,15 +313,6 @@ class TritonAdapter(HttpAdapter):
                 "workload completion", "the model has not the tensors of a language model"
             )
         return model
-
-    async def cancel(self, task_id: UUID | str) -> CancelReceipt:
-        """Cancel a task by closing its connection and by its id. See `WorkerAdapter.cancel`.
-
-        Nothing confirms it: a request to stop is answered the same for an id that is unknown, by
-        the LLM API with an error even where it worked.
-        """
-        receipt = await super().cancel(task_id)
-        return receipt.model_copy(update={"confirmed": None})
 
     def _abort_request(self, dispatch: Dispatch) -> Request | None:
         stopper = self._stopper
