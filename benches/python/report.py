@@ -78,7 +78,9 @@ def python_section() -> list[str]:
             f"{found['rounds']} interleaved rounds in one process. Before timing, every contender "
             "that does the whole job has produced exactly the texts that went in. *ratio* is the "
             "median over the first row's. `vllm_chat` is a vLLM chat stream, `llamacpp` one of "
-            "llama.cpp's `/completion`; the rows in italics do only a part of the job."
+            "llama.cpp's `/completion`. The decoder first compares an event with the one before, "
+            "which it resembles in every engine's streams; `vllm_chat_unlike` denies it that, by "
+            "turning the keys of every other event round. Rows in italics do a part of the job."
         ),
         "",
     ]

@@ -1,8 +1,10 @@
 """The streams that the benchmarks decode, made from a fixed seed.
 
 ``vllm_chat`` is what vLLM's chat endpoint sends (about 260 bytes an event), ``llamacpp`` what
-llama.cpp's ``/completion`` sends. The texts look like English tokens, one in twenty with JSON
-escapes, one in fifty outside ASCII. As a program it writes the streams to files for others::
+llama.cpp's ``/completion`` sends. ``vllm_chat_unlike`` is the former with the keys of every other
+event turned round, so that no event looks like the one before, which no engine does. The texts
+look like English tokens, one in twenty with JSON escapes, one in fifty outside ASCII. As a program
+it writes the streams to files for others::
 
     streams.py DIRECTORY [EVENTS]
 """
@@ -10,9 +12,11 @@ escapes, one in fifty outside ASCII. As a program it writes the streams to files
 import json
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 EVENTS = 20_000
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
@@ -92,8 +96,19 @@ def _event(payload: object) -> bytes:
     return f"data: {body}\n\n".encode()
 
 
-def vllm_chat(count: int = EVENTS) -> Stream:
-    """Return a chat as vLLM streams it: role, ``count`` deltas, finish, usage, [DONE]."""
+def _turned_round(payload: object) -> Any:
+    if isinstance(payload, dict):
+        return {key: _turned_round(payload[key]) for key in reversed(payload)}
+    if isinstance(payload, list):
+        return [_turned_round(item) for item in payload]
+    return payload
+
+
+def vllm_chat(count: int = EVENTS, *, unlike: bool = False) -> Stream:
+    """Return a chat as vLLM streams it: role, ``count`` deltas, finish, usage, [DONE].
+
+    ``unlike`` turns the keys of every other delta's chunk and choice round.
+    """
     common = {
         "id": "chatcmpl-8f4f2f7b9a5d4b0f9c1d2e3f4a5b6c7d",
         "object": "chat.completion.chunk",
@@ -107,6 +122,11 @@ def vllm_chat(count: int = EVENTS) -> Stream:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish, **more}
         return {**common, "choices": [choice]}
 
+    def deltas() -> Iterator[dict[str, object]]:
+        for number, text in enumerate(tokens):
+            made = chunk({"content": text}, token_ids=None)
+            yield _turned_round(made) if unlike and number % 2 else made
+
     tokens = texts(count)
     usage = {
         "prompt_tokens": PROMPT_TOKENS,
@@ -114,12 +134,12 @@ def vllm_chat(count: int = EVENTS) -> Stream:
         "completion_tokens": count,
     }
     return Stream(
-        "vllm_chat",
+        "vllm_chat_unlike" if unlike else "vllm_chat",
         "openai",
         tokens,
         (
             _event(chunk({"role": "assistant", "content": ""})),
-            *(_event(chunk({"content": text}, token_ids=None)) for text in tokens),
+            *map(_event, deltas()),
             _event(chunk({"content": ""}, "stop", stop_reason=None)),
             _event({**common, "choices": [], "usage": usage}),
             _event("[DONE]"),
@@ -169,7 +189,11 @@ def llamacpp(count: int = EVENTS) -> Stream:
     return Stream("llamacpp", "llamacpp", tokens, (*map(_event, partial), _event(final)))
 
 
-STREAMS: dict[str, Callable[[int], Stream]] = {"vllm_chat": vllm_chat, "llamacpp": llamacpp}
+STREAMS: dict[str, Callable[[int], Stream]] = {
+    "vllm_chat": vllm_chat,
+    "vllm_chat_unlike": partial(vllm_chat, unlike=True),
+    "llamacpp": llamacpp,
+}
 
 
 def main() -> None:
