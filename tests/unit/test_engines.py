@@ -91,3 +91,21 @@ def test_only_the_transport_imports_httpx(repository: Path) -> None:
         )
     }
     assert importing == {"transport/_httpx.py", "transport/_network.py"}
+
+
+def test_the_table_of_extensions_says_what_the_adapters_translate(repository: Path) -> None:
+    text = (repository / "docs" / "extensions.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text[text.index("## What becomes of each") :].splitlines()
+        if line.startswith("|")
+    ]
+    head, _, *fields = rows
+    names = [link[1 : link.index("]")] for link in head[1:]]
+    assert sorted(names) == sorted(ENGINES)
+    told = {field.strip("`"): dict(zip(names, cells, strict=True)) for field, *cells in fields}
+    constraints = {f"constraint.{kind}" for kind in Constraint.model_fields}
+    assert set(told) == (FEATURES - {"constraint"}) | constraints | {"messages.image"}
+    for name in ENGINES:
+        said = {field for field, cells in told.items() if cells[name] != "–"}
+        assert said == adapter_class(name).translates, name
