@@ -6,14 +6,15 @@ from typing import Annotated
 
 import typer
 
-from worker_adapters.cli import decode, demo, generate, probe
+from worker_adapters.cli import certify, decode, demo, fake_engine, generate, probe
 from worker_adapters.cli._console import print_text
 
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Stream from an inference engine, look at one, or replay what one has sent.",
-    epilog="Exit status: 0 ok, 1 failed, 2 usage, 3 engine unreachable, 130 interrupted.",
+    help="Stream from an inference engine, look at one, test one, or replay what one has sent.",
+    epilog="Exit status: 0 ok, 1 failed, 2 usage, 3 engine unreachable, 4 not conformant, "
+    "130 interrupted.",
     add_completion=False,
     # A traceback with values in it would show prompts and keys.
     pretty_exceptions_enable=False,
@@ -42,5 +43,7 @@ def _options(
 
 app.command("generate")(generate.generate)
 app.command("probe")(probe.probe)
+app.command("certify")(certify.certify)
 app.command("decode")(decode.decode)
+app.command("fake-engine")(fake_engine.fake_engine)
 app.command("demo")(demo.demo)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FAILED",
     "INTERRUPTED",
+    "NOT_CONFORMANT",
     "PIPE_CLOSED",
     "UNREACHABLE",
     "USAGE",
@@ -43,6 +44,7 @@ __all__ = [
 FAILED: Final = 1
 USAGE: Final = 2
 UNREACHABLE: Final = 3
+NOT_CONFORMANT: Final = 4
 INTERRUPTED: Final = 130
 PIPE_CLOSED: Final = 141
 """What a shell shows for a program that SIGPIPE ended: whoever read stdout has gone."""

@@ -20,6 +20,7 @@ __all__ = [
     "ApiKeyFile",
     "Engine",
     "Json",
+    "Model",
     "Prompt",
     "Url",
     "check_engine",
@@ -44,6 +45,12 @@ ApiKeyFile: TypeAlias = Annotated[
     typer.Option(
         metavar="FILE",
         help=f"A file whose first line is the API key; else the variable {KEY_VARIABLE} holds it.",
+    ),
+]
+Model: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="NAME", help="The model to ask, where the engine serves several."
     ),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]

@@ -16,13 +16,14 @@ __all__ = ["completion_task"]
 def completion_task(engine: str, prompt: str, **fields: Any) -> TaskRequest:
     """A task of its own session for whatever model the engine has loaded.
 
-    A field outside the contract ends the command.
+    Engines beyond the contract's are allowed: whoever types a name has opted in. A value outside
+    the contract ends the command.
     """
-    from worker_adapters import TaskRequest
+    from worker_adapters import Extensions
 
     given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     try:
-        return TaskRequest(
+        return Extensions.all(engine).task_request(
             task_id=uuid4(),
             session_id=uuid4(),
             workload="completion",

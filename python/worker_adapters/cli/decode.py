@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from worker_adapters.cli._console import FAILED, USAGE, fail, guarded, note, print_text
-from worker_adapters.cli._engines import error_rules
+from worker_adapters.cli._console import (
+    FAILED,
+    USAGE,
+    fail,
+    fail_invalid,
+    guarded,
+    note,
+    print_text,
+)
+from worker_adapters.cli._engines import engine_names, wire_of
 from worker_adapters.cli._options import check_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
     from typing import BinaryIO
 
@@ -34,8 +42,17 @@ def decode(
         str, typer.Argument(metavar="FILE", help="Recorded bytes; '-' for stdin.", show_default="-")
     ] = "-",
     engine: Annotated[
-        str, typer.Option("--engine", "-e", metavar="NAME", help="The engine that sent them.")
+        str,
+        typer.Option("--engine", "-e", metavar="NAME", help="The engine or dialect of it."),
     ] = "llamacpp",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="What an adapter would learn from the engine, such as text=accumulated; "
+            "repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Decode a recorded response into events, one JSON object per line.
 
@@ -45,8 +62,14 @@ def decode(
     from worker_adapters import StreamDecoder
     from worker_adapters._core import dialects
 
-    check_engine(engine, dialects())
-    decoder = StreamDecoder(engine, rules=error_rules(engine))
+    check_engine(engine, {*dialects(), *engine_names()})
+    options = _options(option or ())
+    try:
+        dialect, rules = wire_of(engine)
+        started = {} if engine == dialect else {"engine": engine}
+        decoder = StreamDecoder(dialect, options=options, rules=rules, started=started)
+    except ValueError as error:
+        fail_invalid(error)
     decoder.dispatched(_NOW)
     with guarded(), _open(file) as source:
         failed = False
@@ -55,6 +78,18 @@ def decode(
             failed = failed or any(event.kind == "error" for event in events)
     if failed:
         raise typer.Exit(FAILED)
+
+
+def _options(given: Iterable[str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            fail(f"--option {text}: expected KEY=VALUE", USAGE)
+        if key in options:
+            fail(f"--option {key} is given twice", USAGE)
+        options[key] = value
+    return options
 
 
 def _open(file: str) -> AbstractContextManager[BinaryIO]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker_adapters.cli._console import fail_invalid, fail_with, note, run
-from worker_adapters.cli._engines import ENGINES, make_adapter
+from worker_adapters.cli._engines import engine_names, make_adapter
 from worker_adapters.cli._options import (
     ApiKeyFile,
     Engine,
     Json,
+    Model,
     Prompt,
     Url,
     check_engine,
@@ -32,6 +33,7 @@ _INT64 = 2**63 - 1
 def generate(
     url: Url = "http://127.0.0.1:8080",
     engine: Engine = "llamacpp",
+    model: Model = None,
     prompt: Prompt = None,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "-n", min=1, max=_INT32, help="Tokens at most.")
@@ -59,7 +61,7 @@ def generate(
 
     With --json stdout gets the events instead, one JSON object per line.
     """
-    check_engine(engine, ENGINES)
+    check_engine(engine, engine_names())
     check_url(url)
     key = read_api_key(api_key_file)
     text = read_prompt(prompt)
@@ -77,7 +79,7 @@ def generate(
         determinism="strict" if deterministic else None,
         sampler_profile_version=None if profile is None else profile.version,
     )
-    status = run(lambda: _generate(engine, url, key, task, profile, json=json))
+    status = run(lambda: _generate(engine, url, key, model, task, profile, json=json))
     if status:
         raise typer.Exit(status)
 
@@ -99,6 +101,7 @@ async def _generate(
     engine: str,
     url: str,
     key: str | None,
+    model: str | None,
     task: TaskRequest,
     profile: SamplerProfile | None,
     *,
@@ -107,8 +110,10 @@ async def _generate(
     from worker_adapters import WorkerError
     from worker_adapters.cli._show import figures, show
 
-    profiles = () if profile is None else (profile,)
-    async with make_adapter(engine, url, api_key=key, sampler_profiles=profiles) as adapter:
+    profiles = None if profile is None else (profile,)
+    async with make_adapter(
+        engine, url, api_key=key, model=model, sampler_profiles=profiles
+    ) as adapter:
         try:
             stream = await adapter.submit(task)
         except WorkerError as error:

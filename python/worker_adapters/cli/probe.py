@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker_adapters.cli._console import FAILED, UNREACHABLE, note, print_text, run
-from worker_adapters.cli._engines import ENGINES, make_adapter
+from worker_adapters.cli._engines import engine_names, make_adapter
 from worker_adapters.cli._options import (
     ApiKeyFile,
     Engine,
     Json,
+    Model,
     check_engine,
     check_url,
     read_api_key,
@@ -27,6 +28,7 @@ __all__ = ["describe", "probe", "rows"]
 def probe(
     url: Annotated[str, typer.Argument(metavar="URL", help="The engine's base URL.")],
     engine: Engine = "llamacpp",
+    model: Model = None,
     api_key_file: ApiKeyFile = None,
     json: Json = False,
 ) -> None:
@@ -35,10 +37,10 @@ def probe(
     Exit status: 0 when it is ready, 1 when it lives and is not ready or refuses to tell, 3 when
     nothing answers.
     """
-    check_engine(engine, ENGINES)
+    check_engine(engine, engine_names())
     check_url(url)
     key = read_api_key(api_key_file)
-    found = run(lambda: _probe(engine, url, key))
+    found = run(lambda: _probe(engine, url, key, model))
     print_text(jsonlib.dumps(found, ensure_ascii=False) + "\n" if json else _aligned(found))
     errors = found.get("errors", {})
     for what, error in errors.items():
@@ -50,8 +52,8 @@ def probe(
         raise typer.Exit(FAILED)
 
 
-async def _probe(engine: str, url: str, key: str | None) -> dict[str, Any]:
-    async with make_adapter(engine, url, api_key=key) as adapter:
+async def _probe(engine: str, url: str, key: str | None, model: str | None) -> dict[str, Any]:
+    async with make_adapter(engine, url, api_key=key, model=model) as adapter:
         return {"url": url, "engine": engine, **await describe(adapter)}
 
 
@@ -67,6 +69,8 @@ async def describe(adapter: WorkerAdapter) -> dict[str, Any]:
     try:
         identity = (await adapter.identity()).model_dump(exclude={"model_meta"}, exclude_none=True)
         found["engine_version"] = identity.pop("engine_version")
+        if details := identity.pop("details", None):
+            found["details"] = details
         found["model"] = identity
     except WorkerError as error:
         errors["identity"] = str(error)
