@@ -57,7 +57,7 @@ async def answering(
 
 
 @pytest.fixture
-def captured(captures: Path) -> Any:
+def recorded_answer(captures: Path) -> Any:
     """Return a recorded answer by name."""
 
     def load(name: str) -> bytes:
@@ -155,8 +155,8 @@ async def test_every_seed_the_engine_can_take() -> None:
         ("err_unknown_path_get", {"live": True, "ready": False, "reason": "not_found"}),
     ],
 )
-async def test_health(captured: Any, capture: str, expected: dict[str, Any]) -> None:
-    async with answering({"/health": captured(capture)}) as (made, _):
+async def test_health(recorded_answer: Any, capture: str, expected: dict[str, Any]) -> None:
+    async with answering({"/health": recorded_answer(capture)}) as (made, _):
         assert (await made.health()).model_dump() == expected
 
 
@@ -176,32 +176,35 @@ async def test_health_is_bounded() -> None:
     assert health.model_dump() == {"live": False, "ready": False, "reason": "unary_timeout"}
 
 
-async def test_slots_of_the_slots_route(captured: Any) -> None:
-    async with answering({"/slots": captured("slots_idle_fresh")}) as (made, server):
+async def test_slots_of_the_slots_route(recorded_answer: Any) -> None:
+    async with answering({"/slots": recorded_answer("slots_idle_fresh")}) as (made, server):
         props = await made.props()
         assert (props.slots_total, props.slots_free, props.source) == (4, 4, "slots")
         assert not server.requests("/props")
-    async with answering({"/slots": captured("slots_busy")}) as (made, _):
+    async with answering({"/slots": recorded_answer("slots_busy")}) as (made, _):
         busy = await made.props()
-    assert busy.slots_total == len(json.loads(captured("slots_busy").split(b"\r\n\r\n")[1]))
+    assert busy.slots_total == len(json.loads(recorded_answer("slots_busy").split(b"\r\n\r\n")[1]))
     assert busy.slots_free is not None
     assert busy.slots_free < (busy.slots_total or 0)
 
 
 @pytest.mark.parametrize("why", ["err_slots_disabled", "err_unknown_path_get"])
-async def test_slots_where_the_slots_route_is_off(captured: Any, why: str) -> None:
+async def test_slots_where_the_slots_route_is_off(recorded_answer: Any, why: str) -> None:
     routes = {
-        "/slots": captured(why),
-        "/props": captured("props"),
-        "/metrics": captured("metrics_busy_deferred"),
+        "/slots": recorded_answer(why),
+        "/props": recorded_answer("props"),
+        "/metrics": recorded_answer("metrics_busy_deferred"),
     }
     async with answering(routes) as (made, _):
         props = await made.props()
     assert (props.slots_total, props.slots_free, props.source) == (4, 0, "props+metrics")
 
 
-async def test_slots_without_metrics(captured: Any) -> None:
-    routes = {"/props": captured("props"), "/metrics": captured("err_metrics_disabled")}
+async def test_slots_without_metrics(recorded_answer: Any) -> None:
+    routes = {
+        "/props": recorded_answer("props"),
+        "/metrics": recorded_answer("err_metrics_disabled"),
+    }
     async with answering(routes) as (made, _):
         assert (await made.props()).model_dump() == {"slots_total": 4, "source": "props"}
 
@@ -211,15 +214,15 @@ async def test_slots_nobody_tells() -> None:
         assert (await made.props()).model_dump() == {}
 
 
-async def test_slots_with_a_wrong_key(captured: Any) -> None:
-    async with answering({"/slots": captured("auth_wrong")}) as (made, _):
+async def test_slots_with_a_wrong_key(recorded_answer: Any) -> None:
+    async with answering({"/slots": recorded_answer("auth_wrong")}) as (made, _):
         with pytest.raises(AdapterError) as caught:
             await made.props()
     assert caught.value.detail == "unauthorized"
 
 
-async def test_slots_while_the_model_loads(captured: Any) -> None:
-    async with answering({"/slots": captured("completion_loading")}) as (made, _):
+async def test_slots_while_the_model_loads(recorded_answer: Any) -> None:
+    async with answering({"/slots": recorded_answer("completion_loading")}) as (made, _):
         with pytest.raises(PoolUnavailable) as caught:
             await made.props()
     assert caught.value.code == "POOL_UNREADY"
@@ -254,8 +257,11 @@ async def test_an_answer_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.detail == "body_too_large"
 
 
-async def test_identity(captured: Any) -> None:
-    routes = {"/props": captured("alias_props"), "/v1/models": captured("alias_models")}
+async def test_identity(recorded_answer: Any) -> None:
+    routes = {
+        "/props": recorded_answer("alias_props"),
+        "/v1/models": recorded_answer("alias_models"),
+    }
     async with answering(routes) as (made, _):
         assert await made.engine_version() == "b0-unknown"
         identity = await made.identity()
@@ -296,8 +302,11 @@ def embedding(**changes: Any) -> Any:
     return task(workload="embedding", prompt=..., max_tokens=0, **changes)
 
 
-async def test_embeddings(captured: Any) -> None:
-    async with answering({"/v1/embeddings": captured("v1_embeddings_batch")}) as (made, server):
+async def test_embeddings(recorded_answer: Any) -> None:
+    async with answering({"/v1/embeddings": recorded_answer("v1_embeddings_batch")}) as (
+        made,
+        server,
+    ):
         vectors = await made.embed(embedding(inputs=["say hello", "say end"]))
         stream = await made.submit(embedding(inputs=["say hello", "say end"]))
         started, end = [event async for event in stream]
@@ -308,8 +317,8 @@ async def test_embeddings(captured: Any) -> None:
     assert (end.tokens_in, end.tokens_out) == (10, 0)
 
 
-async def test_an_embedding_of_the_prompt(captured: Any) -> None:
-    async with answering({"/v1/embeddings": captured("v1_embeddings")}) as (made, server):
+async def test_an_embedding_of_the_prompt(recorded_answer: Any) -> None:
+    async with answering({"/v1/embeddings": recorded_answer("v1_embeddings")}) as (made, server):
         [vector] = await made.embed(task(workload="embedding", prompt="say hello"))
     assert len(vector) == 64
     assert server.requests("/v1/embeddings")[0].json == {"input": ["say hello"]}
@@ -342,10 +351,10 @@ async def test_embeddings_of_another_shape(body: Any) -> None:
     assert caught.value.detail == "bad_json"
 
 
-async def test_rerank(captured: Any) -> None:
+async def test_rerank(recorded_answer: Any) -> None:
     documents = ["say hello", "the weather in the city", "a tiny model"]
     request = task(workload="rerank", prompt="what weather", inputs=documents)
-    async with answering({"/v1/rerank": captured("rerank")}) as (made, server):
+    async with answering({"/v1/rerank": recorded_answer("rerank")}) as (made, server):
         scores = await made.rerank(request)
     assert server.requests("/v1/rerank")[0].json == {
         "query": "what weather",
@@ -368,10 +377,10 @@ async def test_scores_come_in_input_order() -> None:
     assert whole.tokens_in == 5
 
 
-async def test_a_workload_the_server_was_not_started_for(captured: Any) -> None:
+async def test_a_workload_the_server_was_not_started_for(recorded_answer: Any) -> None:
     routes = {
-        "/v1/embeddings": captured("err_embeddings_disabled"),
-        "/v1/rerank": captured("err_rerank_disabled"),
+        "/v1/embeddings": recorded_answer("err_embeddings_disabled"),
+        "/v1/rerank": recorded_answer("err_rerank_disabled"),
     }
     async with answering(routes) as (made, _):
         for work in (
