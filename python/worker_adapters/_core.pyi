@@ -166,6 +166,12 @@ class Redactor:
     def redact(self, text: str) -> str: ...
     def with_secrets(self, known_secrets: Sequence[str]) -> Redactor:
         """A redactor that knows these secrets too."""
+    def with_private_texts(self, texts: Sequence[str]) -> Redactor:
+        """A redactor that also keeps these texts of a task out of the messages of errors.
+
+        Engines quote what they refuse: a stretch of 12 bytes or more, or a whole shorter text,
+        becomes ``[…]``. `redact` itself is not concerned.
+        """
 
 @final
 class ErrorRules:

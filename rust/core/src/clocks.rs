@@ -104,6 +104,11 @@ impl Running {
         self.clocks.deadline.is_some_and(|deadline| deadline <= now)
     }
 
+    /// What is left of the task's time, in milliseconds; without a deadline, all the time there is.
+    pub(crate) fn until_deadline_ms(&self, now: Instant) -> u64 {
+        self.clocks.deadline.map_or(u64::MAX, |deadline| millis(deadline.saturating_since(now)))
+    }
+
     pub(crate) fn has_first_token(&self) -> bool {
         self.first_token.is_some()
     }

@@ -361,9 +361,10 @@ impl WorkerError {
     }
 
     /// Sets the message, redacted by `redactor`, its control characters escaped and its length cut.
+    /// What an engine quotes of the redactor's private texts is hidden.
     #[must_use]
     pub fn with_message(mut self, message: &str, redactor: &Redactor) -> Self {
-        self.message = presentable(&redactor.redact(message));
+        self.message = presentable(&redactor.hide_private(&redactor.redact(cut(message))));
         self
     }
 }
@@ -375,6 +376,15 @@ impl fmt::Display for WorkerError {
 }
 
 impl std::error::Error for WorkerError {}
+
+/// As much of a message as is looked at; a secret that is cut off here is cut off in the end, too.
+fn cut(message: &str) -> &str {
+    let mut end = message.len().min(2 * MAX_MESSAGE_BYTES);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    message.get(..end).unwrap_or_default()
+}
 
 /// Escapes control characters and cuts at [`MAX_MESSAGE_BYTES`].
 fn presentable(text: &str) -> String {

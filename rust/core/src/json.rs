@@ -192,8 +192,8 @@ impl<'a> Reader<'a> {
         end.saturating_sub(text.raw.len())..end
     }
 
-    /// Where the number just read stands, if it is a whole one; else an empty range.
-    pub(crate) fn number_span(&self) -> Range<usize> {
+    /// Where the number just read stands, which must be written with digits alone.
+    pub(crate) fn digits_span(&self) -> Range<usize> {
         let before = self.text.as_bytes().get(..self.pos).unwrap_or_default();
         let digits = before.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
         self.pos - digits..self.pos

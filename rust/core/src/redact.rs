@@ -30,6 +30,8 @@ pub const MIN_SECRET_CHARS: usize = 6;
 #[derive(Clone, Default)]
 pub struct Redactor {
     inner: Option<Arc<Inner>>,
+    /// Texts of a task that an engine's words must not repeat.
+    private: Arc<[Box<str>]>,
 }
 
 struct Inner {
@@ -104,8 +106,9 @@ impl Redactor {
                 all.push(secret.into());
             }
         }
+        let private = Arc::clone(&self.private);
         if all.is_empty() {
-            return Ok(Self::default());
+            return Ok(Self { inner: None, private });
         }
         let mut patterns: Vec<Vec<u8>> = Vec::new();
         let mut replacements: Vec<Arc<str>> = Vec::new();
@@ -122,7 +125,44 @@ impl Redactor {
             .match_kind(MatchKind::LeftmostLongest)
             .build(&patterns)
             .map_err(|_| RedactorError::TooLarge)?;
-        Ok(Self { inner: Some(Arc::new(Inner { secrets: all, matcher, replacements })) })
+        let inner = Inner { secrets: all, matcher, replacements };
+        Ok(Self { inner: Some(Arc::new(inner)), private })
+    }
+
+    /// A redactor that also keeps these texts of a task – its prompt, its documents – out of the
+    /// messages of errors: engines quote what they refuse. Texts of fewer than
+    /// [`MIN_SECRET_CHARS`] bytes tell nothing and are left alone.
+    #[must_use]
+    pub fn with_private_texts<S: Into<Box<str>>>(
+        &self,
+        texts: impl IntoIterator<Item = S>,
+    ) -> Self {
+        let mut private: Vec<Box<str>> = texts.into_iter().map(Into::into).collect();
+        private.retain(|text| text.len() >= MIN_SECRET_CHARS);
+        Self { inner: self.inner.clone(), private: private.into() }
+    }
+
+    /// `message` with every stretch of a private text in it replaced by `[…]`. A stretch counts
+    /// from [`PRIVATE_STRETCH_BYTES`] on, or when it is the whole of a shorter text.
+    pub(crate) fn hide_private<'m>(&self, message: &'m str) -> Cow<'m, str> {
+        let mut out = String::new();
+        let mut copied = 0;
+        let mut at = 0;
+        while at < message.len() {
+            let end = self.private.iter().filter_map(|text| stretch_end(message, at, text)).max();
+            if let Some(end) = end {
+                out.push_str(message.get(copied..at).unwrap_or_default());
+                out.push_str("[…]");
+                (at, copied) = (end, end);
+            } else {
+                at = next_boundary(message, at);
+            }
+        }
+        if copied == 0 {
+            return Cow::Borrowed(message);
+        }
+        out.push_str(message.get(copied..).unwrap_or_default());
+        Cow::Owned(out)
     }
 
     /// `text` with every registered secret replaced; borrowed when there is none in it.
@@ -140,6 +180,27 @@ impl Redactor {
         });
         Cow::Owned(out)
     }
+}
+
+/// From how many bytes on a stretch of a private text is hidden.
+pub const PRIVATE_STRETCH_BYTES: usize = 12;
+
+/// Where the stretch of `text` that begins at `at` in `message` ends, if it is long enough.
+fn stretch_end(message: &str, at: usize, text: &str) -> Option<usize> {
+    let least = PRIVATE_STRETCH_BYTES.min(text.len());
+    let mut end = (at + least..=message.len()).find(|end| message.is_char_boundary(*end))?;
+    let contains = |end| message.get(at..end).is_some_and(|part: &str| text.contains(part));
+    if !contains(end) {
+        return None;
+    }
+    while end < message.len() && contains(next_boundary(message, end)) {
+        end = next_boundary(message, end);
+    }
+    Some(end)
+}
+
+fn next_boundary(text: &str, at: usize) -> usize {
+    (at + 1..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len())
 }
 
 /// `****` and the first six hex digits of the secret's SHA-256, as the contract asks.
@@ -268,6 +329,21 @@ mod tests {
         let more = redactor.with_secrets(["another one"]).unwrap();
         assert_eq!(more.redact("secret"), fingerprint("secret"));
         assert_eq!(more.redact("another one"), fingerprint("another one"));
+    }
+
+    #[test]
+    fn private_texts_are_hidden_wherever_an_engine_quotes_them() {
+        let redactor =
+            Redactor::default().with_private_texts(["the quick brown fox\njumps", "secret", "hi"]);
+        let hidden = |message| redactor.hide_private(message).into_owned();
+        assert_eq!(hidden("bad input: the quick brown fox at 3"), "bad input: […] at 3");
+        assert_eq!(hidden("near 'ck brown fox\\njumps'"), "near '[…]\\njumps'");
+        assert_eq!(hidden("no secret here"), "no […] here");
+        assert_eq!(hidden("this"), "this", "ordinary text");
+        assert_eq!(hidden("the quick"), "the quick", "too short to tell anything");
+        assert_eq!(hidden("brown foxes jump"), "brown foxes jump");
+        assert_eq!(hidden("é"), "é");
+        assert_eq!(Redactor::default().hide_private("hi"), "hi");
     }
 
     #[test]

@@ -138,7 +138,9 @@ impl<P: FrameParser> StreamDecoder<P> {
                 self.law.fail(detail, None, message, out);
             }
         } else {
-            let retry_after_ms = retry_after_ms(head);
+            // A pause that does not end before the deadline is worth nothing.
+            let left = self.law.clocks.until_deadline_ms(now);
+            let retry_after_ms = retry_after_ms(head).map(|pause| pause.min(left));
             self.body = Body::Error { status: head.status, kept: Vec::new(), retry_after_ms };
         }
     }
@@ -169,7 +171,14 @@ impl<P: FrameParser> StreamDecoder<P> {
         }
         if let Body::Error { status, kept, retry_after_ms } = &self.body {
             let error = EngineError::from_body(*status, kept);
-            self.law.engine_error(Detail::EngineRejected, &error, *retry_after_ms, out);
+            let retry_after_ms = *retry_after_ms;
+            self.law.engine_error(
+                Detail::EngineRejected,
+                &error,
+                Some(Phase::Head),
+                retry_after_ms,
+                out,
+            );
             return;
         }
         self.sse.finish();
@@ -202,7 +211,7 @@ impl<P: FrameParser> StreamDecoder<P> {
             }
         }
         if let Some(error) = stray_error(sse) {
-            law.engine_error(Detail::EngineRejected, &error, None, out);
+            law.engine_error(Detail::EngineRejected, &error, None, None, out);
             return;
         }
         let tokens = law.tokens_emitted;
@@ -444,12 +453,12 @@ impl FrameSink<'_> {
 
     /// The engine reports an error.
     pub fn error(&mut self, error: &EngineError) {
-        self.law.engine_error(Detail::EngineRejected, error, None, self.out);
+        self.law.engine_error(Detail::EngineRejected, error, None, None, self.out);
     }
 
     /// The engine gave the request up without being asked to by this stream.
     pub fn aborted(&mut self, error: &EngineError) {
-        self.law.engine_error(Detail::Aborted, error, None, self.out);
+        self.law.engine_error(Detail::Aborted, error, None, None, self.out);
     }
 
     /// An id of the tokens the frame stands for. It goes with the next text.
@@ -560,7 +569,7 @@ impl Law {
             // servers without any.
             SseItem::UnknownLine(line) if line.starts_with("error:") || line.starts_with('{') => {
                 if let Some(error) = EngineError::from_field_line(line) {
-                    self.engine_error(Detail::EngineRejected, &error, None, out);
+                    self.engine_error(Detail::EngineRejected, &error, None, None, out);
                 }
             }
             SseItem::UnknownLine(_) => {}
@@ -584,7 +593,7 @@ impl Law {
         }
         if event.event == "error" {
             let error = EngineError::from_error_value(event.data);
-            self.engine_error(Detail::EngineRejected, &error, None, out);
+            self.engine_error(Detail::EngineRejected, &error, None, None, out);
             return;
         }
         let mut sink = FrameSink { law: self, out, now };
@@ -641,11 +650,13 @@ impl Law {
         &mut self,
         fallback: Detail,
         error: &EngineError,
+        phase: Option<Phase>,
         retry_after_ms: Option<u64>,
         out: &mut Vec<TokenEvent>,
     ) {
         let StreamConfig { started, rules, redactor, .. } = &self.config;
-        let mut error = rules.classify_or(fallback, &started.engine, error, self.phase(), redactor);
+        let phase = phase.unwrap_or_else(|| self.phase());
+        let mut error = rules.classify_or(fallback, &started.engine, error, phase, redactor);
         error.retry_after_ms = retry_after_ms;
         self.complete_error(&mut error);
         self.terminate(TokenEvent::Error(Box::new(error)), out);

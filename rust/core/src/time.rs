@@ -6,6 +6,8 @@ use std::time::Duration;
 ///
 /// Integer nanoseconds make the clocks exact: a wake-up handed out by
 /// [`StreamDecoder::next_wakeup`](crate::StreamDecoder::next_wakeup) fires when it is handed back.
+/// As seconds in a float it does so, too, for the first 52 days after the origin; later the float
+/// is coarser than a nanosecond.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(u64);
 

@@ -271,7 +271,15 @@ fn an_error_status_makes_the_body_an_error_body() {
     stream.feed("{\"error\":{\"message\":\"Loading", 1.0).feed(" model\"}}", 1.0).finish(true, 1.0);
     let error = stream.error();
     assert_eq!((error.detail, error.status), (Detail::Unavailable, Some(503)));
+    assert_eq!(error.phase, Phase::Head);
     assert_eq!((error.retry_after_ms, error.message.as_str()), (Some(7000), "Loading model"));
+}
+
+#[test]
+fn a_pause_ends_with_the_task() {
+    let mut stream = Stream::clocked().dispatched(997.0);
+    stream.head(429, &[(b"retry-after", b"50")], 998.0).finish(true, 998.0);
+    assert_eq!(stream.error().retry_after_ms, Some(2000));
 }
 
 #[test]

@@ -29,6 +29,11 @@ impl PyRedactor {
         self.0.with_secrets(known_secrets).map(Self).map_err(refused)
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "PyO3 extracts owned sequences")]
+    fn with_private_texts(&self, texts: Vec<PyBackedStr>) -> Self {
+        Self(self.0.with_private_texts(texts.iter().map(|text| &**text)))
+    }
+
     fn __repr__(&self) -> String {
         format!("{:?}", self.0)
     }

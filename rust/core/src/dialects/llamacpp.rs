@@ -66,7 +66,7 @@ impl<'a> Frame<'a> {
                 "stop" => frame.stop = !reader.take_null()? && reader.bool()?,
                 "tokens_predicted" => {
                     frame.tokens_predicted = reader.u64_or_null()?;
-                    frame.holes[2] = frame.tokens_predicted.map(|_| reader.number_span());
+                    frame.holes[2] = frame.tokens_predicted.map(|_| reader.digits_span());
                 }
                 "tokens_evaluated" => frame.tokens_evaluated = reader.u64_or_null()?,
                 "stop_type" => frame.stop_type = reader.string_or_null()?,
@@ -102,7 +102,8 @@ impl<'a> Frame<'a> {
             if wanted.token_ids {
                 self.ids.extend(number.parse::<u64>());
             }
-            hole = (at == 0).then(|| reader.number_span());
+            let is_whole = number.bytes().all(|byte| byte.is_ascii_digit());
+            hole = (at == 0 && is_whole).then(|| reader.digits_span());
             Ok(())
         })?;
         Ok(hole)
