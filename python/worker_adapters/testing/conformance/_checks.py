@@ -662,13 +662,13 @@ async def stop(subject: Subject) -> None:
     """A text to stop at ends the answer, and is not part of it."""
     async with subject.adapter() as adapter:
         answer = _text(await _answer(adapter, subject, determinism="strict"))
-    words = [word for word in answer.split() if answer.count(word) == 1 and word.isalpha()]
-    if len(words) < 2:
+    words = [word for word in answer.split()[:-1] if answer.count(word) == 1 and word.isalpha()]
+    if not words:
         skip("the model says nothing that it could be stopped at")
     word = words[-1]
     events = await _extended(subject, "stop", {"stop": [word]}, determinism="strict")
     text, end = _text(events), events[-1]
-    if word not in answer[: len(text) + len(word)]:
+    if not (text.startswith(answer[: answer.index(word)]) or answer.startswith(text)):
         skip("the model said something else the second time")
     if text.endswith(word):
         lacking("stop", "the server leaves the text that it stopped at in the answer")
@@ -712,7 +712,6 @@ async def constrained_to_a_schema(subject: Subject) -> None:
     limit = 4 * subject.max_tokens
     feature = "constraint.json_schema"
     async with subject.adapter() as adapter:
-        name = type(adapter).__name__
         if not await _feature(adapter, feature):
             lacking(feature, f"the capabilities say that there is no {feature}")
         try:
@@ -720,12 +719,14 @@ async def constrained_to_a_schema(subject: Subject) -> None:
         except AdapterError as error:
             if error.detail != "unsupported":
                 raise
+            if not await _feature(adapter, "chat"):
+                lacking(feature, f"the server refused it: {describe(error)}")
             # Some routes take a schema for conversations only.
             extensions["messages"] = [_HELLO]
             try:
                 events = await _answer(adapter, subject, extensions=extensions, max_tokens=limit)
             except AdapterError as refusal:
-                lacking(feature, f"{name} refused it: {describe(refusal)}")
+                lacking(feature, f"the server refused it: {describe(refusal)}")
     if events[-1].finish_reason == "length":
         skip("the answer was cut before its JSON was whole")
     try:

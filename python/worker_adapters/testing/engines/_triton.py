@@ -156,13 +156,13 @@ class TritonEngine(ScriptedEngine):
 
     def failure(self, refusal: Refusal) -> Iterable[bytes]:
         """Return the error as an event."""
-        yield sse({"error": refusal.message})
+        yield sse({"error": _words(refusal)})
 
     def refusal(self, refusal: Refusal) -> bytes:
         """Return the response that refuses a request: 400, whatever it is."""
         if refusal.kind == "engine":
             # Of a stream that fails before it has begun.
-            body = sse({"error": refusal.message})
+            body = sse({"error": _words(refusal)})
             head = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
             return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
         status = f"{refusal.status} {PHRASES.get(refusal.status, 'Error')}"
@@ -180,6 +180,16 @@ class TritonEngine(ScriptedEngine):
     def json(self, answer: Any, status: str = "200 OK") -> bytes:
         """Return a whole answer."""
         return response(compact(answer), status)
+
+
+def _words(refusal: Refusal) -> str:
+    """Return how a failure is put: nothing but the words tell one from another."""
+    if refusal.kind != "engine":
+        return refusal.message
+    if refusal.status in {429, 503}:
+        return "in ensemble 'ensemble', Exceeds maximum queue size"
+    failure = "Executor failed process requestId 1 due to the following error"
+    return f"in ensemble 'ensemble', {failure}: {refusal.message}"
 
 
 def _plain(status: str = "200 OK") -> bytes:

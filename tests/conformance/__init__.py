@@ -1,0 +1,1 @@
+"""The conformance suite, run on recordings, on scripted engines and on real ones."""
