@@ -166,7 +166,10 @@ class TritonAdapter(HttpAdapter):
 
     async def _found_model(self, call: Call) -> str:
         """Return the model to ask where none was configured."""
-        names = [name for name, state in (await self._index(call)).items() if state == "READY"]
+        states = await self._index(call)
+        names = [name for name, state in states.items() if state == "READY"]
+        if not names and "LOADING" in states.values():
+            raise self._error(call, "loading", phase="head")
         if len(names) == 1:
             return names[0]
         for name in PREFERRED:
