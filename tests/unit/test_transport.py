@@ -353,7 +353,7 @@ async def test_a_body_breaks_off(tail: bytes, detail: str) -> None:
     script = raw(STREAM_HEAD, chunk(b"first"), tail, then=closing)
     async with playing(script) as server, transport_to(server.url) as transport:
         body = await opened(transport)
-        assert await body.read() == b"first"
+        assert (await body.read()).startswith(b"first")
 
         async def rest() -> None:
             while await body.read():
@@ -415,6 +415,59 @@ async def test_an_idle_connection_the_peer_closed_is_not_used() -> None:
             await body.aclose()
             await server.connections[-1].over()
     assert len(server.connections) == 3
+
+
+async def test_what_has_arrived_is_one_piece() -> None:
+    texts = [f"event {number}\n\n".encode() for number in range(31)]
+    body_bytes = b"".join(chunk(text) for text in texts) + b"0\r\n\r\n"
+    async with playing(raw(STREAM_HEAD + body_bytes)) as server, transport_to(server.url) as made:
+        body = await opened(made)
+        assert await body.read() == b"".join(texts)
+        assert body.read_nowait() == b""
+        assert await body.read() == b""
+        await body.aclose()
+
+
+async def test_what_has_arrived_needs_no_waiting() -> None:
+    go_on = asyncio.Event()
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(STREAM_HEAD, chunk(b"one"))
+        await go_on.wait()
+        await connection.send(chunk(b"two"))
+        await connection.until_closed()
+
+    async with playing(script) as server, transport_to(server.url) as made:
+        body = await opened(made)
+        assert await body.read() == b"one"
+        assert body.read_nowait() == b""
+        go_on.set()
+        arrived = bytearray()
+
+        def has_arrived() -> bool:
+            arrived.extend(body.read_nowait())
+            return bool(arrived)
+
+        await eventually(has_arrived, "the second piece")
+        assert arrived == b"two"
+        body.abort()
+        await body.aclose()
+        assert body.read_nowait() == b""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" * 17,
+        b"HTTP/1.1 200 OK\r\n" + b"X-Field: x\r\n" * 101 + b"Content-Length: 0\r\n\r\n",
+    ],
+    ids=["interim", "fields"],
+)
+async def test_too_much_before_the_body(head: bytes) -> None:
+    async with playing(raw(head + answer("ok"))) as server, transport_to(server.url) as made:
+        error = await failure(opened(made))
+    assert (error.detail, error.phase) == ("protocol", "head")
 
 
 async def test_interim_answers_are_skipped() -> None:
@@ -711,7 +764,7 @@ async def secured(certificate: tuple[str, str], script: Script) -> AsyncIterator
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
     async with playing(script, tls=context) as server:
-        server.url = server.url.replace("http://127.0.0.1", "https://localhost")
+        server.url = f"https://localhost:{server.url.rpartition(':')[2]}"
         yield server
 
 

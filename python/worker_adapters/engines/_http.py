@@ -520,6 +520,8 @@ class HttpAdapter(WorkerAdapter):
                 events = decoder.fail("deadline", phase, now, processed=processed)
             elif phase == "write":
                 events = decoder.fail("write_timeout", phase, now, processed=processed)
+            elif call.progress.partial_head:
+                events = decoder.fail("header_timeout", phase, now, processed=processed)
             else:
                 events = decoder.tick(now)
         else:

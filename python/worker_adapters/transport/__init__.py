@@ -76,6 +76,8 @@ class Progress:
 
     phase: Literal["queue", "connect", "tls", "write", "head"] = "queue"
     status: int | None = None
+    partial_head: bool = False
+    """Whether some of the response's head has come, but not all of it."""
 
     @property
     def processed(self) -> Literal["no", "unknown"]:
@@ -98,6 +100,9 @@ class ByteStream(Protocol):
 
         Raises TransportError when the body breaks off or `abort` is called meanwhile.
         """
+
+    def read_nowait(self) -> bytes:
+        """Return what has arrived and needs no waiting, ``b""`` where nothing has; never raises."""
 
     def abort(self) -> None:
         """Close the socket at once, wake a pending `read`, and have the loop tidy up.

@@ -1,7 +1,7 @@
 """The transport over httpx: the only module that imports it.
 
-An adapter's own client pools its connections in httpcore over the sockets of `_network`; an
-injected client brings whatever it has. One client per running event loop, made when it is first
+An adapter's own client has its connections from `_network`; an injected client brings whatever it
+has. One client per running event loop, made when it is first
 needed, so that one adapter serves any number of `asyncio.run` calls. Clocks are ours: httpx is
 given none but the wait for a free connection, and the steps of connecting are bounded as they are
 reported by its trace hook.
@@ -24,7 +24,6 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, Literal, TypeAlias, cast
 from weakref import WeakSet
 
-import httpcore
 import httpx
 
 from worker_adapters._core import __version__
@@ -181,15 +180,19 @@ def _client(base_url: httpx.URL) -> httpx.AsyncClient:
     )
 
 
+_POOLED: Final = "worker_adapters.response"
+"""Where a response of our own pool is found behind what httpx makes of it."""
+
+
 class _Pool(httpx.AsyncBaseTransport):
     """Our connections, as httpx wants to see them."""
 
     def __init__(self, url: httpx.URL) -> None:
-        self._secure = url.scheme == "https"
-        port = url.port or (443 if self._secure else 80)
+        secure = url.scheme == "https"
         self._pool = ConnectionPool(
-            httpcore.Origin(url.raw_scheme, url.raw_host, port),
-            ssl_context=httpx.create_ssl_context(trust_env=False) if self._secure else None,
+            url.raw_host.decode("ascii"),
+            url.port or (443 if secure else 80),
+            ssl_context=httpx.create_ssl_context(trust_env=False) if secure else None,
             max_requests=MAX_REQUESTS,
             wait_seconds=POOL_WAIT_SECONDS,
             max_idle=MAX_IDLE_CONNECTIONS,
@@ -197,23 +200,20 @@ class _Pool(httpx.AsyncBaseTransport):
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        url = request.url
+        trace: _Trace = request.extensions["trace"]
         response = await self._pool.open(
-            httpcore.Request(
-                request.method,
-                httpcore.URL(
-                    scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
-                ),
-                headers=request.headers.raw,
-                content=request.stream,
-                extensions=request.extensions,
-            )
+            request.method.encode("ascii"),
+            request.url.raw_path,
+            request.headers.raw,
+            cast("httpx.AsyncByteStream", request.stream),
+            trace.step,
         )
+        trace.head(response.status)
         return httpx.Response(
             response.status,
             headers=response.headers,
             stream=_PooledBody(response),
-            extensions=response.extensions,
+            extensions={_POOLED: response},
         )
 
     async def aclose(self) -> None:
@@ -224,11 +224,12 @@ class _PooledBody(httpx.AsyncByteStream):
     def __init__(self, response: PooledResponse) -> None:
         self._response = response
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return aiter(self._response)
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while data := await self._response.read():
+            yield data
 
     async def aclose(self) -> None:
-        await self._response.aclose()
+        self._response.release()
 
 
 _Step = Literal["connect", "tls", "write", "head"]
@@ -256,16 +257,27 @@ class _Trace:
         self._clock = clock
         self._bounds = bounds
 
+    def step(self, step: str) -> None:
+        """Note that a step of the exchange begins."""
+        if step == "partial_head":
+            self._progress.partial_head = True
+            return
+        self._progress.phase = cast("_Step", step)
+        bound = self._bounds.get(step)
+        now = asyncio.get_running_loop().time()
+        if not self._clock.expired():
+            self._clock.reschedule(None if bound is None else now + bound)
+
+    def head(self, status: int) -> None:
+        """Note the status of the response."""
+        self._progress.status = status
+
     async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
-        step = _STEPS.get(event)
-        if step is not None:
-            self._progress.phase = step
-            bound = self._bounds.get(step)
-            now = asyncio.get_running_loop().time()
-            if not self._clock.expired():
-                self._clock.reschedule(None if bound is None else now + bound)
+        """Follow an injected client's exchange, as far as its transport reports it."""
+        if event in _STEPS:
+            self.step(_STEPS[event])
         elif event == "http11.receive_response_headers.complete":
-            self._progress.status = info["return_value"][1]
+            self.head(info["return_value"][1])
 
 
 class _HttpxStream:
@@ -276,7 +288,8 @@ class _HttpxStream:
         self.headers: Headers = response.headers.raw
         self._response = response
         self._session = session
-        # Below httpx's decoders, on purpose: a compressed body is an error, not a service.
+        # Either way below httpx's decoders: a compressed body is an error, not a service.
+        self._pooled: PooledResponse | None = response.extensions.get(_POOLED)
         self._chunks = aiter(cast("httpx.AsyncByteStream", response.stream))
         self._pending: asyncio.Timeout | None = None
         self._aborted = False
@@ -293,10 +306,8 @@ class _HttpxStream:
         data = b""
         try:
             async with asyncio.timeout(None) as self._pending:
-                while not data:
-                    data = await anext(self._chunks)
-        except StopAsyncIteration:
-            self._whole = True
+                data = await self._read()
+            self._whole = not data
         except TimeoutError:
             raise TransportError("reset", "stream") from None
         except _FAILURES as error:
@@ -307,11 +318,28 @@ class _HttpxStream:
                 self._end()
         return data
 
+    async def _read(self) -> bytes:
+        if self._pooled is not None:
+            return await self._pooled.read()
+        async for data in self._chunks:
+            if data:
+                return data
+        return b""
+
+    def read_nowait(self) -> bytes:
+        """Return what has arrived; an injected client cannot tell."""
+        if self._pooled is None or self._whole or self._aborted or self._pending is not None:
+            return b""
+        return self._pooled.read_nowait()
+
     def abort(self) -> None:
         if self._aborted or self._ending:
             return
         loop = self._session.loop
         if loop.is_closed():
+            # Nothing can tidy up any more, but the peer need not wait.
+            self._aborted = True
+            self._shut_down()
             return
         if loop.is_running() and _running_loop() is not loop:
             with contextlib.suppress(RuntimeError):  # it has just been closed
@@ -355,13 +383,7 @@ class _HttpxStream:
 
         Not where requests share the connection: there closing the response resets its stream.
         """
-        extensions = self._response.extensions
-        if extensions.get("http_version") == b"HTTP/2":
-            return
-        network_stream = extensions.get("network_stream")
-        if network_stream is None:
-            return
-        shared = network_stream.get_extra_info("socket")
+        shared = self._socket()
         if shared is None:
             return
         # Of the sockets that loops hand out, some can do nothing but tell their number.
@@ -371,6 +393,15 @@ class _HttpxStream:
         ):
             own.shutdown(socket.SHUT_RDWR)
 
+    def _socket(self) -> Any:
+        if self._pooled is not None:
+            return self._pooled.socket
+        extensions = self._response.extensions
+        network_stream = extensions.get("network_stream")
+        if network_stream is None or extensions.get("http_version") == b"HTTP/2":
+            return None
+        return network_stream.get_extra_info("socket")
+
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
     try:
@@ -379,21 +410,11 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-_FAILURES: Final = (
-    httpx.HTTPError,
-    httpx.InvalidURL,
-    httpx.StreamError,
-    httpcore.NetworkError,
-    httpcore.ProtocolError,
-    httpcore.ProxyError,
-    httpcore.TimeoutException,
-    httpcore.UnsupportedProtocol,
-    OSError,
-)
-"""What an injected client raises, and what our own pool does."""
+_FAILURES: Final = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError)
+"""What an injected client raises; of our own connections only OSError is left to be translated."""
 
-# h11 has one exception for everything a peer can do wrong, and no attribute that tells a body cut
-# off from one that is malformed; its message is the only sign. The tests pin both.
+# httpx has one exception for everything a peer can do wrong, and no attribute that tells a body
+# cut off from one that is malformed; its message is the only sign. The tests pin both.
 _CUT_OFF: Final = ("peer closed connection", "Server disconnected")
 
 _UNREACHABLE: Final = frozenset(
@@ -407,23 +428,23 @@ def _before_the_head(error: Exception, progress: Progress) -> TransportError:
         # httpx looks at a Location it does not follow, and may choke on it.
         return TransportError("redirect", "head", "no")
     match error:
-        case httpx.PoolTimeout() | httpcore.PoolTimeout():
+        case httpx.PoolTimeout():
             return TransportError("saturated", "queue", "no")
-        case httpx.ConnectTimeout() | httpcore.ConnectTimeout():
+        case httpx.ConnectTimeout():
             return TransportError(
                 "tls_timeout" if phase == "tls" else "connect_timeout", phase, "no"
             )
-        case httpx.ConnectError() | httpcore.ConnectError() | OSError():
+        case httpx.ConnectError() | OSError():
             detail = _connect_detail(error, phase)
             return TransportError(detail, "resolve" if detail == "resolve" else phase, "no")
-        case httpx.ProxyError() | httpcore.ProxyError():
+        case httpx.ProxyError():
             return TransportError("proxy_auth", "connect", "no")
-        case httpx.RemoteProtocolError() | httpcore.RemoteProtocolError():
+        case httpx.RemoteProtocolError():
             if not str(error).startswith(_CUT_OFF):
                 return TransportError("protocol", "head")
-        case httpx.UnsupportedProtocol() | httpx.InvalidURL() | httpcore.UnsupportedProtocol():
+        case httpx.UnsupportedProtocol() | httpx.InvalidURL():
             return TransportError("invalid_request", "validate", "no")
-        case httpx.LocalProtocolError() | httpcore.LocalProtocolError():
+        case httpx.LocalProtocolError():
             return TransportError("invalid_request", "validate", "no")
         case httpx.DecodingError():
             return TransportError("content_encoding", "head")
@@ -431,7 +452,7 @@ def _before_the_head(error: Exception, progress: Progress) -> TransportError:
 
 
 def _within_the_body(error: Exception) -> TransportError:
-    if isinstance(error, httpx.RemoteProtocolError | httpcore.RemoteProtocolError):
+    if isinstance(error, httpx.RemoteProtocolError):
         cut_off = str(error).startswith(_CUT_OFF)
         return TransportError("truncated" if cut_off else "framing", "stream", "yes")
     return TransportError("reset", "stream", "yes")

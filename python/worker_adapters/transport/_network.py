@@ -1,33 +1,48 @@
-"""Connections to one origin: sockets on asyncio itself, HTTP/1.1 by httpcore, and a pool of them.
+"""HTTP/1.1 to one origin: sockets on asyncio itself, framing by h11, and a pool of connections.
 
-httpcore's own pool and sockets are built for many origins and any event loop. Here there is one
-origin, so that finding a connection takes no search however many there are, and whoever is
-cancelled - while connecting, in the TLS handshake, between two steps - closes what was being
-opened and gives its place back, without having to await anything.
+What an engine sends in many small HTTP chunks is handed on as it came over the network: one piece
+for all that has arrived. There is one origin, so that finding a connection takes no search however
+many there are, and whoever is cancelled - while connecting, in the TLS handshake, between two
+steps - closes what was being opened and gives its place back, without having to await anything.
 """
 
 import asyncio
 import select
 import ssl
+import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, Callable
+from contextlib import suppress
 from ipaddress import ip_address
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
-import httpcore
+import h11
 
-# ruff: noqa: ASYNC109 - httpcore's interfaces take timeouts
-__all__ = ["ConnectionPool", "PooledResponse"]
+from worker_adapters.transport import Headers, TransportError
+
+__all__ = ["Connection", "ConnectionPool", "OnStep", "PooledResponse"]
 
 BUFFER_BYTES: Final = 64 << 10
 """How much may wait in a connection before its socket is no longer read."""
 
+HEAD_BYTES: Final = 64 << 10
+"""How large the head of a response may be."""
+
+HEAD_FIELDS: Final = 100
+"""How many headers it may have."""
+
+INTERIM_RESPONSES: Final = 16
+"""How many 1xx answers may come before the response."""
+
 HAPPY_EYEBALLS_SECONDS: Final = 0.25
 """How long one address of a name may take before the next is tried beside it."""
 
+OnStep: TypeAlias = Callable[[str], None]
+"""Told each step as it begins: ``connect``, ``tls``, ``write``, ``head`` and ``partial_head``."""
+
 
 class ConnectionPool:
-    """Connections to ``origin``, the one used last first; for one event loop.
+    """Connections to ``host:port``, the one used last first; for one event loop.
 
     At most ``max_requests`` are under way at a time, further ones wait for at most
     ``wait_seconds``. Up to ``max_idle`` connections are kept, each for ``idle_seconds``.
@@ -35,7 +50,8 @@ class ConnectionPool:
 
     def __init__(
         self,
-        origin: httpcore.Origin,
+        host: str,
+        port: int,
         *,
         ssl_context: ssl.SSLContext | None,
         max_requests: int,
@@ -43,34 +59,42 @@ class ConnectionPool:
         max_idle: int,
         idle_seconds: float,
     ) -> None:
-        self._origin = origin
+        self._host = host
+        self._port = port
         self._ssl_context = ssl_context
         self._permits = asyncio.Semaphore(max_requests)
         self._wait_seconds = wait_seconds
         self._max_idle = max_idle
         self._idle_seconds = idle_seconds
-        self._idle: deque[_Connection] = deque()
-        self._busy: set[_Connection] = set()
+        self._idle: deque[Connection] = deque()
+        self._busy: set[Connection] = set()
         self._closed = False
 
-    async def open(self, request: httpcore.Request) -> "PooledResponse":
-        """Send ``request`` and return when the head of its response is there.
+    async def open(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        content: AsyncIterable[bytes],
+        on_step: OnStep,
+    ) -> "PooledResponse":
+        """Send a request and return when the head of its response is there.
 
-        Raises httpcore's exceptions; PoolTimeout when there was no place for it.
+        Raises TransportError; OSError where a connection could not be opened.
         """
         await self._permit()
-        connection: _Connection | None = None
+        connection: Connection | None = None
         try:
             connection = self._pop_idle()
             if connection is None:
-                connection = await self._connect(request)
+                connection = await self._connect(on_step)
             self._busy.add(connection)
-            response = await connection.http.handle_async_request(request)
+            response = await connection.exchange(method, target, headers, content, on_step)
         except BaseException:
             self._permits.release()
             if connection is not None:
                 self._busy.discard(connection)
-                connection.stream.abort()
+                connection.abort()
             raise
         return PooledResponse(response, connection, self)
 
@@ -78,19 +102,20 @@ class ConnectionPool:
         """Close every connection, also those in use."""
         self._closed = True
         for connection in (*self._idle, *self._busy):
-            connection.stream.abort()
+            connection.abort()
         self._idle.clear()
         # The loop closes aborted sockets in its next turn.
         await asyncio.sleep(0)
 
-    def give_back(self, connection: "_Connection") -> None:
+    def give_back(self, connection: "Connection") -> None:
         """Take back the connection of a response that has been closed."""
         self._permits.release()
         self._busy.discard(connection)
-        if not self._closed and len(self._idle) < self._max_idle and connection.is_reusable():
+        reusable = connection.rest(self._idle_seconds)
+        if reusable and not self._closed and len(self._idle) < self._max_idle:
             self._idle.append(connection)
         else:
-            connection.stream.abort()
+            connection.abort()
 
     async def _permit(self) -> None:
         if not self._permits.locked():
@@ -99,86 +124,195 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(self._wait_seconds):
                 await self._permits.acquire()
-        except TimeoutError as error:
-            raise httpcore.PoolTimeout from error
+        except TimeoutError:
+            raise TransportError("saturated", "queue", "no") from None
 
-    def _pop_idle(self) -> "_Connection | None":
+    def _pop_idle(self) -> "Connection | None":
         while self._idle:
             connection = self._idle.pop()
-            if not connection.http.has_expired():
+            if connection.is_alive():
                 return connection
-            connection.stream.abort()
+            connection.abort()
         return None
 
-    async def _connect(self, request: httpcore.Request) -> "_Connection":
-        trace = request.extensions["trace"]
-        host = self._origin.host.decode("ascii")
-        await trace("connection.connect_tcp.started", {})
-        stream = await _connected(host, self._origin.port)
+    async def _connect(self, on_step: OnStep) -> "Connection":
+        on_step("connect")
+        socket = await _connected(self._host, self._port)
         if self._ssl_context is not None:
-            await trace("connection.start_tls.started", {})
+            on_step("tls")
             try:
-                await stream.secure(self._ssl_context, host)
+                await socket.secure(self._ssl_context, self._host)
             except BaseException:
-                stream.abort()
+                socket.abort()
                 raise
-        http = httpcore.AsyncHTTP11Connection(
-            self._origin, stream, keepalive_expiry=self._idle_seconds
-        )
-        return _Connection(http, stream)
+        return Connection(socket)
 
 
 class PooledResponse:
-    """A response and the connection it comes over, which `aclose` gives back or closes."""
+    """A response and the connection it comes over, which `release` gives back or closes."""
 
-    def __init__(
-        self, response: httpcore.Response, connection: "_Connection", pool: ConnectionPool
-    ) -> None:
-        self.status = response.status
-        self.headers = response.headers
-        self.extensions = response.extensions
-        self._response = response
+    def __init__(self, head: h11.Response, connection: "Connection", pool: ConnectionPool) -> None:
+        self.status: int = head.status_code
+        self.headers: Headers = head.headers.raw_items()
         self._connection = connection
         self._pool: ConnectionPool | None = pool
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return aiter(cast("AsyncIterable[bytes]", self._response.stream))
+    @property
+    def socket(self) -> Any:
+        """The socket, as the loop shows it."""
+        return self._connection.socket.get_extra_info("socket")
 
-    async def aclose(self) -> None:
-        """Let the connection go. Idempotent; interrupted, it closes the connection."""
+    async def read(self) -> bytes:
+        """Return all of the body that has arrived, waiting for some; ``b""`` at its end.
+
+        Raises TransportError.
+        """
+        return await self._connection.read()
+
+    def read_nowait(self) -> bytes:
+        """Return what of the body has arrived; ``b""`` where nothing has. Never raises."""
+        return self._connection.read_nowait()
+
+    def release(self) -> None:
+        """Let the connection go. Idempotent."""
         pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        try:
-            await self._response.aclose()
-        finally:
+        if pool is not None:
             pool.give_back(self._connection)
 
 
-class _Connection:
-    __slots__ = ("http", "stream")
+class Connection:
+    """One exchange after another over one socket."""
 
-    def __init__(self, http: httpcore.AsyncHTTP11Connection, stream: "_Stream") -> None:
-        self.http = http
-        self.stream = stream
+    def __init__(self, socket: "_Socket") -> None:
+        self.socket = socket
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES)
+        self._whole = False
+        self._expires = 0.0
 
-    def is_reusable(self) -> bool:
-        # httpcore would take bytes that came after a response for the answer to the next request,
-        # and has no public way to ask for them.
-        return self.http.is_idle() and self.http._h11_state.trailing_data == (b"", False)
+    async def exchange(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        content: AsyncIterable[bytes],
+        on_step: OnStep,
+    ) -> h11.Response:
+        """Send a request and read the head of its response. Raises TransportError."""
+        on_step("write")
+        self._whole = False
+        try:
+            request = h11.Request(method=method, target=target, headers=list(headers))
+            # A server may answer before it has read all; its answer says more than our failure.
+            with suppress(ConnectionError):
+                await self._send(request)
+                async for piece in content:
+                    await self._send(h11.Data(data=piece))
+                await self._send(h11.EndOfMessage())
+        except h11.LocalProtocolError:
+            raise TransportError("invalid_request", "validate", "no") from None
+        on_step("head")
+        return await self._head(on_step)
+
+    async def _send(self, event: h11.Event) -> None:
+        data = self._http.send(event)
+        if data:
+            await self.socket.write(data)
+
+    async def _head(self, on_step: OnStep) -> h11.Response:
+        interim = 0
+        while True:
+            try:
+                event = self._http.next_event()
+            except h11.RemoteProtocolError:
+                raise TransportError("protocol", "head") from None
+            if event is h11.NEED_DATA:
+                data = await self._receive("head")
+                if not data:
+                    raise TransportError("reset", "head")
+                on_step("partial_head")
+                self._http.receive_data(data)
+            elif isinstance(event, h11.InformationalResponse):
+                interim += 1
+                if interim > INTERIM_RESPONSES or event.status_code == 101:
+                    raise TransportError("protocol", "head")
+            elif isinstance(event, h11.Response):
+                if len(event.headers) > HEAD_FIELDS:
+                    raise TransportError("protocol", "head")
+                return event
+            else:
+                raise TransportError("reset", "head")
+
+    async def read(self) -> bytes:
+        """Return all of the body that has arrived, waiting for some. See `PooledResponse`."""
+        while not (data := self._take()) and not self._whole:
+            received = await self._receive("stream")
+            # An empty piece tells h11 that there will be no more.
+            self._http.receive_data(received)
+        return data
+
+    def read_nowait(self) -> bytes:
+        """Return what of the body has arrived. See `PooledResponse`."""
+        with suppress(TransportError):
+            return self._take()
+        return b""
+
+    def _take(self) -> bytes:
+        """Return the body's bytes that need no waiting. Raises TransportError."""
+        parts: list[bytes] = []
+        while not self._whole:
+            try:
+                event = self._http.next_event()
+            except h11.RemoteProtocolError:
+                if parts:
+                    break  # h11 says it again
+                ended = self._http.trailing_data[1]
+                raise TransportError("truncated" if ended else "framing", "stream", "yes") from None
+            if isinstance(event, h11.Data):
+                parts.append(bytes(event.data))
+            elif event is h11.NEED_DATA:
+                piece = self.socket.take()
+                if not piece:
+                    break
+                self._http.receive_data(piece)
+            else:
+                self._whole = True
+        return b"".join(parts)
+
+    async def _receive(self, phase: str) -> bytes:
+        try:
+            return await self.socket.read()
+        except ConnectionError:
+            raise TransportError(
+                "reset", phase, "yes" if phase == "stream" else "unknown"
+            ) from None
+
+    def rest(self, seconds: float) -> bool:
+        """Get ready for the next exchange; whether there can be one."""
+        http = self._http
+        # Bytes that came after a response would be taken for the answer to the next request.
+        if (http.our_state, http.their_state) != (h11.DONE, h11.DONE) or http.trailing_data[0]:
+            return False
+        http.start_next_cycle()
+        self._expires = time.monotonic() + seconds
+        return True
+
+    def is_alive(self) -> bool:
+        """Whether it can be used again: not too old, and the peer has not closed it."""
+        return time.monotonic() < self._expires and not self.socket.is_readable()
+
+    def abort(self) -> None:
+        """Close the socket in the loop's next turn, whatever is still to be sent."""
+        self.socket.abort()
 
 
-async def _connected(host: str, port: int) -> "_Stream":
+async def _connected(host: str, port: int) -> "_Socket":
     loop = asyncio.get_running_loop()
     options: dict[str, Any] = {}
     # Other loops, such as uvloop's, know no happy eyeballs.
     if isinstance(loop, asyncio.BaseEventLoop) and not _is_address(host):
         options["happy_eyeballs_delay"] = HAPPY_EYEBALLS_SECONDS
-    try:
-        _, stream = await loop.create_connection(_Stream, host, port, **options)
-    except OSError as error:
-        raise httpcore.ConnectError from error
-    return stream
+    _, socket = await loop.create_connection(_Socket, host, port, **options)
+    return socket
 
 
 def _is_address(host: str) -> bool:
@@ -189,18 +323,15 @@ def _is_address(host: str) -> bool:
     return True
 
 
-class _Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
-    """One socket: the protocol asyncio feeds and the stream httpcore reads, in one.
-
-    httpcore's timeouts are not used: every wait here is bounded by whoever awaits the request.
-    """
+class _Socket(asyncio.Protocol):
+    """One socket, read when asked: what arrives meanwhile waits, within a bound."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport
         self._pieces: deque[bytes] = deque()
         self._size = 0
         self._ended = False
-        self._lost: BaseException | None = None
+        self._lost: Exception | None = None
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
         self._writable = asyncio.Event()
@@ -221,7 +352,7 @@ class _Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._ended = True
         self._wake()
 
-    def connection_lost(self, exc: BaseException | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
         self._lost = exc
         self._writable.set()
@@ -237,10 +368,26 @@ class _Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002
+    def take(self) -> bytes:
+        """Return all that has arrived."""
+        if not self._pieces:
+            return b""
+        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        self._size = 0
+        if self._paused and not self._ended:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
+
+    async def read(self) -> bytes:
+        """Return all that has arrived, waiting for some; ``b""`` at the end.
+
+        Raises ConnectionError when the connection was lost.
+        """
         while not self._pieces:
             if self._lost is not None:
-                raise httpcore.ReadError from self._lost
+                raise ConnectionError from self._lost
             if self._ended:
                 return b""
             self._waiter = asyncio.get_running_loop().create_future()
@@ -248,57 +395,41 @@ class _Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
                 await self._waiter
             finally:
                 self._waiter = None
-        data = self._pieces.popleft()
-        if len(data) > max_bytes:
-            self._pieces.appendleft(data[max_bytes:])
-            data = data[:max_bytes]
-        self._size -= len(data)
-        if self._paused and self._size < BUFFER_BYTES and not self._ended:
-            self._paused = False
-            self._transport.resume_reading()
-        return data
+        return self.take()
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
+    async def write(self, data: bytes) -> None:
+        """Send ``data``, waiting for the peer to take it. Raises ConnectionError."""
         if self._transport.is_closing():
-            raise httpcore.WriteError from self._lost
-        self._transport.write(buffer)
+            raise ConnectionError from self._lost
+        self._transport.write(data)
         await self._writable.wait()
         if self._lost is not None:
-            raise httpcore.WriteError from self._lost
+            raise ConnectionError from self._lost
 
     async def secure(self, context: ssl.SSLContext, host: str) -> None:
-        """Speak TLS from here on. Raises httpcore.ConnectError."""
-        try:
-            secured = await asyncio.get_running_loop().start_tls(
-                self._transport, self, context, server_hostname=host
-            )
-            if secured is None:
-                raise httpcore.ConnectError
-        except OSError as error:
-            raise httpcore.ConnectError from error
+        """Speak TLS from here on. Raises OSError."""
+        secured = await asyncio.get_running_loop().start_tls(
+            self._transport, self, context, server_hostname=host
+        )
+        if secured is None:
+            raise ConnectionError
         self._transport = secured
 
     def abort(self) -> None:
         """Close the socket in the loop's next turn, whatever is still to be sent."""
         self._transport.abort()
 
-    async def aclose(self) -> None:
-        self.abort()
+    def get_extra_info(self, name: str) -> Any:
+        """What the loop's transport tells."""
+        return self._transport.get_extra_info(name)
 
-    def get_extra_info(self, info: str) -> Any:
-        match info:
-            case "socket" | "ssl_object":
-                return self._transport.get_extra_info(info)
-            case "is_readable":
-                return self._ended or bool(self._pieces) or _readable(self._transport)
-        return None
-
-
-def _readable(transport: asyncio.Transport) -> bool:
-    """Whether the kernel has something the loop has not seen; of an idle connection, its end."""
-    descriptor = transport.get_extra_info("socket").fileno()
-    if descriptor < 0:
-        return True
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
+    def is_readable(self) -> bool:
+        """Whether anything has come, be it the end, seen by the loop or not yet."""
+        if self._ended or self._pieces:
+            return True
+        descriptor = self._transport.get_extra_info("socket").fileno()
+        if descriptor < 0:
+            return True
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
