@@ -90,7 +90,7 @@ def test_only_the_transport_imports_httpx(repository: Path) -> None:
             for line in path.read_text(encoding="utf-8").splitlines()
         )
     }
-    assert importing == {"transport/_httpx.py", "transport/_network.py"}
+    assert importing == {"transport/_httpx.py"}
 
 
 def test_the_table_of_extensions_says_what_the_adapters_translate(repository: Path) -> None:
