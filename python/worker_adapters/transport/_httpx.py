@@ -362,7 +362,7 @@ class _HttpxStream:
     def _end(self) -> None:
         """Have the response closed, in a task of its own that nothing can cancel half-way.
 
-        httpcore forgets a connection whose closing is interrupted, and its pool shrinks by one.
+        An injected client's pool forgets a connection whose closing is interrupted.
         """
         if not self._ending:
             self._ending = True
