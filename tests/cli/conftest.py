@@ -5,92 +5,51 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import select
-import socket
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
 from worker_adapters.cli import main
+from worker_adapters.testing.wire import Connection, RawServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from worker_adapters.testing import engines
+
+    FakeEngine = Callable[..., engines.ScriptedEngine]
+
 GREEDY = " there was a tiny model, its name is café and it likes 🙂;"
 
 
-class ScriptedEngine:
-    """Answers each path with recorded bytes.
+class ScriptedEngine(RawServer):
+    """Answers each path with recorded bytes, in a thread of its own.
 
     A path whose answer is in ``held`` stays open after its bytes until the client goes away,
-    which sets ``left``. ``requests`` holds the raw bytes of every request, in order.
+    which sets ``left``.
     """
 
     def __init__(self, answers: Mapping[str, bytes], held: frozenset[str] = frozenset()) -> None:
+        super().__init__()
         self.answers = dict(answers)
         self.held = held
-        self.requests: list[bytes] = []
         self.left = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._closing = threading.Event()
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def close(self) -> None:
-        self._closing.set()
-        with contextlib.suppress(OSError):
-            socket.create_connection(self._listener.getsockname()).close()
-        for thread in self._threads:
-            thread.join(5.0)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while not self._closing.is_set():
-            connection, _ = self._listener.accept()
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            reader = connection.makefile("rb")
-            # As the real one: a stream ends its connection, every other answer keeps it.
-            while (path := self._answer(reader, connection)) is not None:
-                if path in self.held:
-                    self._wait_for_the_end(connection)
-                if path in self.held or b"text/event-stream" in self.answers.get(path, b""):
-                    return
-
-    def _answer(self, reader: BinaryIO, connection: socket.socket) -> str | None:
-        lines = []
-        while (line := reader.readline()) not in {b"\r\n", b""}:
-            lines.append(line)
-        if not lines:
-            return None
-        length = sum(
-            int(line.partition(b":")[2])
-            for line in lines
-            if line.lower().startswith(b"content-length:")
-        )
-        self.requests.append(b"".join(lines) + b"\r\n" + reader.read(length))
-        path = lines[0].split(b" ")[1].decode().partition("?")[0]
-        missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
-        connection.sendall(self.answers.get(path, missing))
-        return path
-
-    def _wait_for_the_end(self, connection: socket.socket) -> None:
-        while not self._closing.is_set():
-            if select.select([connection], [], [], 0.05)[0] and not connection.recv(1):
+    async def play(self, connection: Connection) -> None:
+        while True:
+            path = (await connection.request()).path.partition("?")[0]
+            missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+            await connection.send(self.answers.get(path, missing))
+            if path in self.held:
+                await connection.until_closed()
                 self.left.set()
+            # As the real one: a stream ends its connection, every other answer keeps it.
+            if path in self.held or b"text/event-stream" in self.answers.get(path, b""):
                 return
 
 
@@ -105,7 +64,6 @@ def scripted(
     recorded: Callable[[str], bytes],
 ) -> Iterator[Callable[..., ScriptedEngine]]:
     """Start scripted engines: ``scripted({path: bytes}, held={path})`` over a ready llama.cpp."""
-    engines: list[ScriptedEngine] = []
     ready = {
         "/health": recorded("health"),
         "/props": recorded("props"),
@@ -115,16 +73,15 @@ def scripted(
         "/completion": recorded("completion_stream_greedy"),
     }
 
-    def start(
-        answers: Mapping[str, bytes] | None = None, held: frozenset[str] = frozenset()
-    ) -> ScriptedEngine:
-        engine = ScriptedEngine(ready | dict(answers or {}), frozenset(held))
-        engines.append(engine)
-        return engine
+    with contextlib.ExitStack() as stack:
 
-    yield start
-    for engine in engines:
-        engine.close()
+        def start(
+            answers: Mapping[str, bytes] | None = None, held: frozenset[str] = frozenset()
+        ) -> ScriptedEngine:
+            engine = ScriptedEngine(ready | dict(answers or {}), frozenset(held))
+            return stack.enter_context(engine)
+
+        yield start
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def _events(output: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in output.decode().splitlines()]
+    # Bytes, because text also ends its lines at U+2028.
+    return [json.loads(line) for line in output.splitlines()]
 
 
 def _body(response: bytes) -> bytes:
@@ -182,3 +183,62 @@ def test_a_head_that_never_ends_is_refused() -> None:
     response.feed(b"HTTP/1.1 200 OK\r\n")
     with pytest.raises(NotHttpError):
         response.feed(b"x" * (2 << 20))
+
+
+def text_of(output: bytes) -> str:
+    return "".join(row["data"].get("t", "") for row in _events(output) if row["kind"] == "token")
+
+
+def test_what_the_engine_would_have_told(command: Command, captures: Path) -> None:
+    file = str(captures / "triton" / "stream_accumulate.http")
+    told = command("decode", "-e", "triton", "--option", "text=accumulated", file)
+    assert told.returncode == 0
+    assert text_of(told.stdout).startswith("Hello, wörld!")
+    assert text_of(told.stdout).count("Hello") == 1
+    untold = command("decode", "-e", "triton", "--option", "text=delta", file)
+    assert text_of(untold.stdout).count("Hello") > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--option", "text"], "expected KEY=VALUE"),
+        (["--option", "=x"], "expected KEY=VALUE"),
+        (["--option", "text=delta", "--option", "text=delta"], "given twice"),
+        (["--option", "colour=red"], "no option"),
+        (["--option", "text=red"], "takes"),
+    ],
+)
+def test_wrong_options(command: Command, options: list[str], message: str) -> None:
+    result = command("decode", "-e", "triton", *options)
+    assert result.returncode == 2
+    assert message.encode() in result.stderr
+    assert result.stdout == b""
+
+
+def test_an_engine_whose_dialect_has_another_name(command: Command, captures: Path) -> None:
+    file = str(captures / "vllm" / "vllm032-chat-tools-named-stream.http")
+    result = command("decode", "-e", "vllm", file)
+    assert result.returncode == 0
+    started, *tokens = [row["data"] for row in _events(result.stdout)[:-1]]
+    assert started["engine"] == "vllm"
+    # A channel is named when it is not that of the content.
+    assert {token.get("channel") for token in tokens} == {"tool"}
+    assert json.loads(tokens[0]["t"])[0]["function"]["name"] == "get_weather"
+
+
+@pytest.mark.parametrize(
+    ("engine", "file"),
+    [
+        ("vllm", "vllm/vllm032-comp-greedy-stream"),
+        ("openai", "vllm/vllm032rust-comp-greedy-stream"),
+        ("sglang", "sglang/sglang0520-generate-stream"),
+        ("tgi", "tgi/tgi337-stream-details"),
+        ("triton", "triton/stream_ok_tensorrt_llm_bls"),
+        ("llamacpp", "llamacpp/completion_stream_eos"),
+    ],
+)
+def test_every_engine(command: Command, captures: Path, engine: str, file: str) -> None:
+    result = command("decode", "-e", engine, str(captures / f"{file}.http"))
+    assert result.returncode == 0, result.stderr
+    assert _events(result.stdout)[-1]["kind"] == "end"

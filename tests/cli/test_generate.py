@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cli.conftest import GREEDY
+from worker_adapters.testing.engines import PIECES, SCRIPTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.cli.conftest import Command, ScriptedEngine
+    from tests.cli.conftest import Command, FakeEngine, ScriptedEngine
 
     Running = Callable[..., subprocess.Popen[bytes]]
     Scripted = Callable[..., ScriptedEngine]
@@ -24,13 +25,10 @@ if TYPE_CHECKING:
 KEY = "sk-command-line-0123456789"
 
 
-def _sent(engine: ScriptedEngine) -> tuple[str, dict[str, Any]]:
-    """Head and body of the completion request that the engine got."""
-    for request in engine.requests:
-        head, _, body = request.partition(b"\r\n\r\n")
-        if head.startswith(b"POST /completion"):
-            return head.decode(), json.loads(body)
-    raise AssertionError("no completion was asked for")
+def _sent(engine: ScriptedEngine) -> tuple[dict[str, str], dict[str, Any]]:
+    """Headers and body of the completion request that the engine got."""
+    [request] = engine.received("/completion")
+    return request.headers, request.json
 
 
 def test_text_goes_to_stdout_and_figures_to_stderr(command: Command, scripted: Scripted) -> None:
@@ -92,7 +90,7 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(
         "generate", "--url", engine.url, "-p", "x", env={"WORKER_ADAPTERS_API_KEY": KEY}
     )
     assert result.returncode == 1
-    assert f"authorization: bearer {KEY}" in _sent(engine)[0].lower()
+    assert _sent(engine)[0]["authorization"] == f"Bearer {KEY}"
     assert KEY.encode() not in result.stdout + result.stderr
     assert b"unauthorized" in result.stderr
 
@@ -104,7 +102,7 @@ def test_the_key_may_come_from_a_file(command: Command, scripted: Scripted, tmp_
     arguments = ("--url", engine.url, "-p", "x", "--api-key-file", str(path))
     result = command("generate", *arguments, env={"WORKER_ADAPTERS_API_KEY": "another-key"})
     assert result.returncode == 0
-    assert KEY in _sent(engine)[0]
+    assert _sent(engine)[0]["authorization"] == f"Bearer {KEY}"
 
 
 def test_a_refused_connection_is_unreachable(command: Command, unused_tcp_port: int) -> None:
@@ -197,3 +195,39 @@ def test_stdout_is_utf8_whatever_the_locale(spawned: Command, scripted: Scripted
     )
     assert result.returncode == 0
     assert "🙂" in result.stdout.decode("utf-8")
+
+
+@pytest.mark.parametrize("engine", SCRIPTED)
+def test_every_engine_by_its_name(command: Command, fake_engine: FakeEngine, engine: str) -> None:
+    scripted = fake_engine(engine)
+    result = command("generate", "-e", engine, "-u", scripted.url, "-p", "hello", "-n", "10")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.decode() == "".join(PIECES[:10])
+    assert b"10 tokens out" in result.stderr
+
+
+@pytest.mark.parametrize("engine", SCRIPTED)
+def test_every_engine_as_events(command: Command, fake_engine: FakeEngine, engine: str) -> None:
+    scripted = fake_engine(engine, error="stream", status=500, after=2)
+    result = command("generate", "-e", engine, "-u", scripted.url, "-p", "hello", "--json")
+    assert result.returncode == 1
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [event["kind"] for event in events] == ["started", "token", "token", "error"]
+    assert {events[0]["data"]["engine"], events[-1]["data"]["engine"]} == {engine}
+    assert events[-1]["data"]["code"] == "WORKER_RESET"
+
+
+def test_the_model_that_is_asked(command: Command, fake_engine: FakeEngine) -> None:
+    triton = fake_engine("triton", models=["tensorrt_llm", "tensorrt_llm_bls_accum", "mine"])
+    arguments = ("generate", "-e", "triton", "-u", triton.url, "-p", "hello", "-n", "3")
+    result = command(*arguments, "--model", "tensorrt_llm_bls_accum")
+    assert result.stdout.decode() == "".join(PIECES[:3])
+    [path] = {row.request.path for row in triton.generations}
+    assert path == "/v2/models/tensorrt_llm_bls_accum/generate_stream"
+
+
+def test_an_engine_that_there_is_not(command: Command) -> None:
+    result = command("generate", "-e", "nothing", "-p", "x")
+    assert result.returncode == 2
+    assert b"unknown engine 'nothing'" in result.stderr
+    assert all(name.encode() in result.stderr for name in SCRIPTED)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+
+from worker_adapters.testing.engines import SCRIPTED
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.cli.conftest import Command, ScriptedEngine
+    from tests.cli.conftest import Command, FakeEngine, ScriptedEngine
 
     Scripted = Callable[..., ScriptedEngine]
     Recorded = Callable[[str], bytes]
@@ -71,3 +75,21 @@ def test_a_locked_engine_says_what_it_would_not_tell(
     assert result.returncode == 1
     assert b"Invalid API Key" in result.stderr
     assert b"Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("engine", SCRIPTED)
+def test_every_engine(command: Command, fake_engine: FakeEngine, engine: str) -> None:
+    scripted = fake_engine(engine)
+    result = command("probe", "-e", engine, scripted.url, "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["engine"] == engine
+    assert found["health"] == {"live": True, "ready": True}
+    assert found["engine_version"]
+    assert found["model"]["model"]
+    assert "errors" not in found
+
+
+def test_what_only_one_engine_tells(command: Command, fake_engine: FakeEngine) -> None:
+    result = command("probe", "-e", "triton", fake_engine("triton").url, "--json")
+    assert json.loads(result.stdout)["details"]["text"] == "delta"

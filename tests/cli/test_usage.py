@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.cli.conftest import Command
 
-COMMANDS = ("generate", "probe", "decode", "demo")
+COMMANDS = ("generate", "probe", "certify", "decode", "fake-engine", "demo")
 
 
 def test_help_names_every_command_and_the_exit_statuses() -> None:
