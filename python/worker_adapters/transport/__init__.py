@@ -148,8 +148,9 @@ def validate_base_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise ValueError(f"base_url is malformed ({error}); write http://host:8080") from None
+    except ValueError:
+        # What it says quotes the URL, which may hold a password where a port is expected.
+        raise ValueError("base_url is malformed; write http://host:8080") from None
     if parts.scheme not in {"http", "https"}:
         raise ValueError("base_url must start with http:// or https://")
     if parts.username is not None or parts.password is not None:
