@@ -40,7 +40,7 @@ dist: export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 .PHONY: help
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(BUILT) ## stream from a real llama.cpp server; URL=http://host:port uses yours instead
@@ -60,6 +60,10 @@ test-python: $(call stamp,DEV) $(BUILT) ## run the Python tests (ARGS=... goes t
 .PHONY: quick
 quick: $(call stamp,DEV) $(BUILT) ## run the Python tests that need no engine and no build
 	$(BIN)/python -m pytest -m 'not real and not slow' $(ARGS)
+
+.PHONY: real-engines
+real-engines: $(call stamp,DEV) $(BUILT) ## run the conformance suite on real engines; VLLM=path/to/vllm adds vLLM
+	$(if $(VLLM),VLLM='$(abspath $(VLLM))') $(BIN)/python -m pytest -m real tests/conformance $(ARGS)
 
 .PHONY: lint
 lint: $(call stamp,DEV) $(call stamp,BENCH) $(BUILT) ## check format, lints, types, doc links and the stub
