@@ -8,7 +8,7 @@ import pytest
 
 from worker_adapters.engines import ENGINES, adapter_class
 from worker_adapters.testing.conformance import CHECKS, Check, Report, Subject, named, run_checks
-from worker_adapters.testing.engines import SCRIPTED, ScriptedEngine, scripted_engine
+from worker_adapters.testing.engines import CONTEXT, SCRIPTED, ScriptedEngine, scripted_engine
 
 if TYPE_CHECKING:
     from worker_adapters.adapter import WorkerAdapter
@@ -39,6 +39,24 @@ LACKING: dict[str, set[str]] = {
 
 def subject(engine: ScriptedEngine) -> Subject:
     return Subject(engine.dialect, engine.url, adapter_class(engine.dialect), long_tokens=4000)
+
+
+async def test_suite_by_conversations() -> None:
+    async with scripted_engine("openai", delay_ms=0.2) as engine:
+        made = subject(engine)
+        made.chat = True
+        report = await run_checks(made)
+        assert report.failed == []
+        asked = {generation.request.path for generation in engine.generations}
+    assert asked == {"/v1/chat/completions"}
+
+
+async def test_long_tasks_fit_into_the_context() -> None:
+    async with scripted_engine("vllm") as engine:
+        made = subject(engine)
+        made.long_tokens = 1_000_000
+        await made.settle()
+    assert made.long_tokens == CONTEXT // 2
 
 
 def test_every_engine_has_a_scripted_one() -> None:

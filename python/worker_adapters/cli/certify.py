@@ -47,6 +47,9 @@ def certify(
         int,
         typer.Option(min=16, max=2**31 - 1, help="Tokens of the answers that are cancelled."),
     ] = 1000,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask by conversations, for servers of nothing else.")
+    ] = False,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="An area, or a check of one; repeatable."),
@@ -76,6 +79,7 @@ def certify(
         lambda address: make_adapter(engine, address, api_key=key, model=model),
         prompt=prompt,
         long_tokens=long_tokens,
+        chat=chat,
     )
     report = run(lambda: _certify(subject, checks))
     card = report.to_dict()

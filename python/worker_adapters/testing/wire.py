@@ -188,6 +188,7 @@ class RawServer:
         self._listener: asyncio.Server | None = None
         self._playing: set[asyncio.Task[None]] = set()
         self._failures: list[BaseException] = []
+        self._problems: list[BaseException] = []
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leave: asyncio.Event | None = None

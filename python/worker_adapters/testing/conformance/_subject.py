@@ -100,15 +100,21 @@ class Subject:
     prompt: str = field(default="Once upon a time", repr=False)
     max_tokens: int = 16
     long_tokens: int = 1000
-    """How many tokens a task asks for that is going to be cancelled."""
+    """How many tokens a task asks for that is going to be cancelled; less where the context is
+    too small for that."""
+    chat: bool = False
+    """Ask by conversations, for servers that have nothing else."""
     model_ref: str = "loaded"
     deadline_ms: int = 60_000
-    details: dict[str, Any] = field(default_factory=dict)
-    """What checks have found out that others may use."""
+    _is_settled: bool = False
 
     def task(self, **fields: Any) -> TaskRequest:
         """Return a completion; any field can be set, and Ellipsis leaves one out."""
         extensions = fields.get("extensions")
+        if self.chat and fields.get("workload", "completion") == "completion":
+            said = {"role": "user", "content": fields.get("prompt", self.prompt)}
+            extensions = {"messages": [said], **(extensions or {})}
+            fields["prompt"] = ...
         if isinstance(extensions, dict):
             fields["extensions"] = TaskExtensions.model_validate(extensions)
             if "messages" in extensions:
@@ -127,6 +133,17 @@ class Subject:
         }
         given = {name: value for name, value in (base | fields).items() if value is not ...}
         return Extensions.all(self.engine).task_request(**given)
+
+    async def settle(self) -> None:
+        """Fit the long tasks into the engine's context, where it tells it."""
+        if self._is_settled:
+            return
+        self._is_settled = True
+        with contextlib.suppress(WorkerError):
+            async with self.adapter() as adapter:
+                ctx_max = (await adapter.identity()).ctx_max
+            if ctx_max is not None:
+                self.long_tokens = min(self.long_tokens, max(1, ctx_max // 2))
 
     @asynccontextmanager
     async def adapter(self) -> AsyncIterator[WorkerAdapter]:
@@ -189,6 +206,7 @@ class Check:
         """
         try:
             async with asyncio.timeout(CHECK_SECONDS):
+                await subject.settle()
                 await self.function(subject)
         except WorkerError as error:
             raise CheckFailed(f"unexpected {describe(error)}") from error
