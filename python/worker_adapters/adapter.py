@@ -48,8 +48,14 @@ LINGER_SECONDS: Final = 1.0
 CLOSE_SECONDS: Final = 1.0
 """How long closing a connection may take before its socket is simply left to the loop."""
 
+ELSEWHERE_SECONDS: Final = 5.0
+"""How long a cancel waits for the stream's own loop, where it is called in another."""
+
 CLOCK_SLACK: Final = 1e-3
 """How much earlier than asked, in seconds, a loop may ring."""
+
+JUST_BEFORE: Final = 1e-6
+"""How long before a clock struck, in seconds, what had arrived by then is taken to have come."""
 
 _EXTENSIONS: Final = sorted(
     (FEATURES - {"constraint", "messages"})
@@ -345,24 +351,35 @@ class TokenStream:
     async def collect(self) -> Collected:
         """Read the rest of the stream and return it as one answer, then close it.
 
-        Raises the WorkerError of an ``error`` event; what came before it is not returned.
+        Raises the WorkerError of an ``error`` event; what came before it is not returned. Raises
+        RuntimeError where there is no terminal event to come: the stream was read to its end
+        before, or is left meanwhile.
         """
+        if self._reading:
+            raise _second_reader()
+        was_closed = self._closed
         events: list[TokenEvent] = []
         async with self:
             async for batch in self.batches():
                 events += batch
+        if not events or not events[-1].is_terminal:
+            raise RuntimeError(
+                "nothing is left to collect: the stream had been read to its end, or left"
+                if was_closed or not self._cancelled
+                else "the stream was left while it was being collected"
+            )
         return _collected(events)
 
     async def cancel(self) -> CancelReceipt:
         """Cancel the task. Idempotent; after it returns only a terminal event can still come.
 
         Where the engine has an abort of its own, its answer is waited for, 2 s at most. May be
-        called from any loop.
+        called from any loop; where the stream's own does not answer, the connection is closed
+        from here after `ELSEWHERE_SECONDS`.
         """
-        if asyncio.get_running_loop() is not self._loop and self._loop.is_running():
-            elsewhere = asyncio.run_coroutine_threadsafe(self.cancel(), self._loop)
-            return await asyncio.wrap_future(elsewhere)
         began = self._clock()
+        if asyncio.get_running_loop() is not self._loop:
+            return await self._cancel_elsewhere(began)
         body = self._body
         method: Literal["none", "close", "close+abort"] = "none"
         confirmed = None
@@ -372,6 +389,35 @@ class TokenStream:
             if self._abort is not None:
                 method = "close+abort"
                 confirmed = await self._abort.taken()
+        return self._receipt(method, confirmed, began)
+
+    async def _cancel_elsewhere(self, began: float) -> CancelReceipt:
+        """Cancel in the stream's own loop, or past it where it does not run."""
+        if self._loop.is_running():
+            work = self.cancel()
+            try:
+                there = asyncio.run_coroutine_threadsafe(work, self._loop)
+            except RuntimeError:  # it has just been closed
+                work.close()
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ELSEWHERE_SECONDS):
+                        # Should the loop go on one day, the cancel still has to take place.
+                        return await asyncio.shield(asyncio.wrap_future(there))
+        body = self._body
+        if self._decoder.is_terminal or body is None:
+            return self._receipt("none", None, began)
+        if not self._loop.is_running():
+            self._cancel_now()
+        body.abort()
+        return self._receipt("close" if self._abort is None else "close+abort", None, began)
+
+    def _receipt(
+        self,
+        method: Literal["none", "close", "close+abort"],
+        confirmed: bool | None,
+        began: float,
+    ) -> CancelReceipt:
         return CancelReceipt(
             method=method,
             sent=method != "none",
@@ -403,7 +449,7 @@ class TokenStream:
     def __del__(self) -> None:
         body = getattr(self, "_body", None)
         if body is not None:
-            self._stop_timer()
+            self._drop_timer()
             body.abort()
             if self._abort is not None and not self._decoder.is_terminal:
                 self._abort.start()
@@ -424,7 +470,7 @@ class TokenStream:
     async def _fill(self) -> None:
         """Read until there is an event to deliver. Raises StopAsyncIteration when none is left."""
         if self._reading:
-            raise RuntimeError("another task is reading this stream; a stream has one reader")
+            raise _second_reader()
         self._reading = True
         try:
             while not self._ready:
@@ -440,7 +486,12 @@ class TokenStream:
 
     async def _read(self, body: ByteStream) -> None:
         decoder = self._decoder
-        decoder.reader(False, self._clock())
+        now = self._clock()
+        if (due := self._due(now)) is not None:
+            # The loop had no time to ring.
+            self._strike(body, due, now)
+            return
+        decoder.reader(False, now)
         self._set_timer()
         try:
             data = await body.read()
@@ -540,6 +591,14 @@ class TokenStream:
             self._timer.cancel()
             self._timer = None
 
+    def _drop_timer(self) -> None:
+        """Stop the timer from whatever thread the stream is dropped in."""
+        if self._timer is None or asyncio._get_running_loop() is self._loop:
+            self._stop_timer()
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._timer.cancel)
+
     def _on_ring(self) -> None:
         self._timer = None
         if self._decoder.is_terminal:
@@ -547,11 +606,29 @@ class TokenStream:
                 self._body.abort()
             return
         now = self._clock()
-        due = self._decoder.next_wakeup()
-        if due is not None and due - now <= CLOCK_SLACK:
-            self._produced(self._decoder.tick(max(now, due)))
-        else:
+        due = self._due(now)
+        if due is None:
             self._set_timer()
+        else:
+            self._strike(None if self._reading else self._body, due, now)
+
+    def _strike(self, unread: ByteStream | None, due: float, now: float) -> None:
+        """Let a clock run out, after what came in time and waited for the reader."""
+        decoder = self._decoder
+        data = b"" if unread is None else unread.read_nowait()
+        events = decoder.feed(data, due - JUST_BEFORE) if data else []
+        if not decoder.is_terminal and (still := self._due(now)) is not None:
+            events += decoder.tick(max(now, still))
+        self._produced(events)
+
+    def _due(self, now: float) -> float | None:
+        """Return the instant of a clock that has run out, if one has."""
+        due = self._decoder.next_wakeup()
+        return due if due is not None and due - now <= CLOCK_SLACK else None
+
+
+def _second_reader() -> RuntimeError:
+    return RuntimeError("another task is reading this stream; a stream has one reader")
 
 
 def _leaves_work(terminal: TokenEvent) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.unit.virtual_time import run as run_virtually
 from tests.unit.wire import (
     LAST_CHUNK,
     STREAM_HEAD,
+    WITHIN,
     chunk,
     engine,
     eventually,
@@ -24,11 +26,13 @@ from tests.unit.wire import (
 from worker_adapters import DeadlineUnmet, DecodeTimeout, Timeouts, WorkerReset
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from tests.unit.wire import Connection, Received, Script, Server
     from worker_adapters import TokenEvent, TokenStream
     from worker_adapters.engines.llamacpp import LlamaCppAdapter
+
+T = TypeVar("T")
 
 HELLO = (frame("hel", 1), frame("lo", 2))
 
@@ -137,6 +141,74 @@ async def test_collect_raises_the_error_event() -> None:
         with pytest.raises(WorkerReset) as caught:
             await stream.collect()
     assert (caught.value.detail, caught.value.tokens_emitted) == ("engine_error", 2)
+
+
+async def test_collect_what_is_left() -> None:
+    async with streaming(saying(*HELLO, final(2), LAST_CHUNK)) as (stream, *_):
+        assert (await until_token(stream)).t == "hel"
+        assert (await stream.collect()).text == "lo"
+
+
+async def test_collect_after_the_end_has_been_read() -> None:
+    async with streaming(saying(*HELLO, final(2), LAST_CHUNK)) as (stream, *_):
+        assert [event async for event in stream]
+        with pytest.raises(RuntimeError, match="nothing is left to collect"):
+            await stream.collect()
+
+
+async def test_collect_after_the_end_was_handed_over() -> None:
+    async with streaming(saying(*HELLO, final(2), LAST_CHUNK)) as (stream, *_):
+        while (await anext(stream)).kind != "end":
+            pass
+        with pytest.raises(RuntimeError, match="nothing is left to collect"):
+            await stream.collect()
+
+
+async def test_collect_a_stream_that_was_left() -> None:
+    async with streaming(saying(*HELLO)) as (stream, *_):
+        await until_token(stream)
+        await stream.aclose()
+        with pytest.raises(RuntimeError, match="nothing is left to collect"):
+            await stream.collect()
+
+
+@pytest.mark.parametrize("seen", [0, 2])
+async def test_collect_a_stream_that_is_left_meanwhile(seen: int) -> None:
+    async with streaming(saying(*HELLO[:seen])) as (stream, _, server):
+        collecting = asyncio.create_task(stream.collect())
+        await eventually(lambda: stream.tokens_emitted == seen, "the tokens")
+        await asyncio.sleep(0)
+        await stream.aclose()
+        with pytest.raises(RuntimeError, match="left while it was being collected"):
+            await collecting
+        await gone(server)
+
+
+async def test_collect_a_stream_that_is_cancelled_meanwhile() -> None:
+    async with streaming(saying(*HELLO)) as (stream, made, _):
+        collecting = asyncio.create_task(stream.collect())
+        await eventually(lambda: stream.tokens_emitted == 2, "both tokens")
+        await made.cancel(stream.task_id)
+        whole = await collecting
+    assert whole.finish_reason == "cancelled"
+    assert "hello".startswith(whole.text)
+
+
+async def test_collect_twice_at_once_leaves_the_first_alone() -> None:
+    go = asyncio.Event()
+
+    async def go_on(connection: Connection) -> None:
+        await go.wait()
+        await connection.send(final(2), LAST_CHUNK)
+
+    async with streaming(saying(*HELLO, then=go_on)) as (stream, *_):
+        collecting = asyncio.create_task(stream.collect())
+        await eventually(lambda: stream.tokens_emitted == 2, "both tokens")
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="one reader"):
+            await stream.collect()
+        go.set()
+        assert (await collecting).text == "hello"
 
 
 async def test_iteration_yields_the_error_event_and_stops() -> None:
@@ -295,6 +367,98 @@ async def test_cancel_from_another_loop() -> None:
         assert shape([event async for event in stream]) == ["end:cancelled"]
 
 
+class Elsewhere:
+    """A loop in a thread of its own, which can be stopped and blocked."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(WITHIN)
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.join()
+
+    def join(self) -> None:
+        self._thread.join(WITHIN)
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self.stop()
+        self.loop.run_until_complete(self._tidy())
+        self.loop.close()
+
+    async def _tidy(self) -> None:
+        pending = asyncio.all_tasks() - {asyncio.current_task()}
+        for left in pending:
+            left.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        await self.loop.shutdown_asyncgens()
+
+
+@pytest.mark.parametrize("how", ["stopped", "closed"])
+async def test_cancel_where_the_stream_s_loop_runs_no_more(how: str) -> None:
+    elsewhere = Elsewhere()
+    async with playing(saying(*HELLO)) as server:
+
+        async def begin() -> TokenStream:
+            stream = await adapter(server.url).submit(task())
+            await until_token(stream)
+            return stream
+
+        try:
+            stream = await asyncio.to_thread(elsewhere.run, begin())
+            elsewhere.stop()
+            if how == "closed":
+                await asyncio.to_thread(elsewhere.close)
+            receipt = await asyncio.wait_for(stream.cancel(), WITHIN)
+            if how == "stopped":
+                assert (receipt.method, receipt.confirmed) == ("close", None)
+                assert stream.cancelled
+            await gone(server)
+            assert not (await stream.cancel()).sent
+        finally:
+            if how == "stopped":
+                await asyncio.to_thread(elsewhere.close)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_cancel_where_the_stream_s_loop_is_stuck(
+    monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    monkeypatch.setattr("worker_adapters.adapter.ELSEWHERE_SECONDS", 0.1)
+    elsewhere = Elsewhere()
+    release = threading.Event()
+    async with playing(saying(*HELLO)) as server:
+
+        async def begin() -> TokenStream:
+            stream = await adapter(server.url).submit(task())
+            await until_token(stream)
+            return stream
+
+        try:
+            stream = await asyncio.to_thread(elsewhere.run, begin())
+            elsewhere.loop.call_soon_threadsafe(release.wait)
+            if stops:
+                elsewhere.loop.call_soon_threadsafe(elsewhere.loop.stop)
+            receipt = await asyncio.wait_for(stream.cancel(), WITHIN)
+            assert (receipt.method, receipt.sent) == ("close", True)
+            release.set()
+            if stops:
+                await asyncio.to_thread(elsewhere.join)
+            else:
+                await eventually(lambda: stream.cancelled, "cancelled when the loop goes on")
+            await asyncio.to_thread(elsewhere.close)
+            await gone(server)
+        finally:
+            release.set()
+            if not elsewhere.loop.is_closed():
+                await asyncio.to_thread(elsewhere.close)
+
+
 async def test_aclose_twice_and_then_nothing_more() -> None:
     async with streaming(saying(*HELLO)) as (stream, _, server):
         await until_token(stream)
@@ -387,6 +551,26 @@ async def test_two_readers_are_refused() -> None:
             await anext(stream)
         await stream.aclose()
         assert await first is None
+
+
+async def test_a_timer_is_stopped_in_its_own_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[int] = []
+    stop = asyncio.TimerHandle.cancel
+
+    def cancel(timer: asyncio.TimerHandle) -> None:
+        stopped.append(threading.get_ident())
+        stop(timer)
+
+    async with playing(saying(*HELLO)) as server, adapter(server.url) as made:
+        held = [await made.submit(task())]
+        await until_token(held[0])
+        timer = held[0]._timer
+        assert timer is not None
+        monkeypatch.setattr(asyncio.TimerHandle, "cancel", cancel)
+        await asyncio.to_thread(held.clear)
+        await eventually(timer.cancelled, "the timer is stopped")
+        await gone(server)
+    assert set(stopped) == {threading.get_ident()}
 
 
 def test_a_loop_that_ends_with_a_stream_open_says_nothing() -> None:
@@ -511,6 +695,75 @@ def test_the_deadline_ends_a_stream_nobody_reads() -> None:
             assert isinstance(events[-1].error, DeadlineUnmet)
 
     run_virtually(main())
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_arrived_before_the_deadline_can_still_be_read(ends: bool) -> None:
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def go_on(connection: Connection) -> None:
+            await go.wait()
+            await connection.send(frame("!", 3), frame("?", 4))
+            if ends:
+                await connection.send(final(4), LAST_CHUNK)
+
+        async with streaming(saying(*HELLO, then=go_on), deadline_ms=3_000) as (stream, _, server):
+            for text in ("hel", "lo"):
+                assert (await until_token(stream)).t == text
+            go.set()
+            await asyncio.sleep(20.0)
+            await gone(server)
+            events = [event async for event in stream]
+            assert shape(events) == ["!", "?", "end:length" if ends else "error"]
+            if not ends:
+                assert isinstance(events[-1].error, DeadlineUnmet)
+                assert events[-1].error.tokens_emitted == 4
+
+    run_virtually(main())
+
+
+def test_the_first_token_that_arrived_in_time() -> None:
+    async def main() -> None:
+        timeouts = Timeouts(first_token=3.0)
+        async with streaming(saying(*HELLO, final(2)), timeouts=timeouts) as (stream, *_):
+            await asyncio.sleep(20.0)
+            assert shape([event async for event in stream]) == [
+                "started",
+                "hel",
+                "lo",
+                "end:length",
+            ]
+
+    run_virtually(main())
+
+
+async def test_what_arrived_before_a_reader_that_blocked_the_loop() -> None:
+    late = 0.0
+    go = asyncio.Event()
+
+    async def go_on(connection: Connection) -> None:
+        await go.wait()
+        await connection.send(frame("!", 3))
+        await connection.until_closed()
+
+    def clock() -> float:
+        return asyncio.get_running_loop().time() + late
+
+    async with (
+        playing(saying(*HELLO, then=go_on)) as server,
+        adapter(server.url, clock=clock) as made,
+    ):
+        stream = await made.submit(task(deadline_ms=10_000))
+        for text in ("hel", "lo"):
+            assert (await until_token(stream)).t == text
+        go.set()
+        body = stream._body
+        assert body is not None
+        pooled = body._pooled  # type: ignore[attr-defined]
+        await eventually(lambda: pooled._connection.socket._pieces, "the bytes are here")
+        late = 100.0
+        assert shape([event async for event in stream]) == ["!", "error"]
 
 
 async def test_a_slow_reader_holds_the_engine_back() -> None:
