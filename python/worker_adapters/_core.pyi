@@ -196,10 +196,11 @@ class StreamDecoder:
     off; ``deadline`` is an instant on the same axis as ``now``.
 
     ``engine`` names the wire dialect (`dialects()` lists them); ``options`` are the dialect's
-    own. ``started`` holds what the started event reports beside what the engine says
-    (``engine``, where it is not called like its dialect, ``queue_position``, ``predicted_start_ms``, ``engine_version``, ``model``, ``model_digest``,
-    ``seed``, ``sampler_profile_version``, ``correlation_id``). Raises ValueError for an unknown
-    engine, option or key.
+    own. ``started`` holds what the started event reports beside what the engine says:
+    ``engine``, where it is not called like its dialect, ``queue_position``,
+    ``predicted_start_ms``, ``engine_version``, ``model``, ``model_digest``, ``seed``,
+    ``sampler_profile_version`` and ``correlation_id``. Raises ValueError for an unknown engine,
+    option or key.
     """
 
     def __new__(
