@@ -21,7 +21,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 # What has been installed is remembered by a stamp named after the dependency lists themselves:
 # edit a list in pyproject.toml and the next command brings the environment up to date.
-requirements = $(PYTHON) scripts/requirements.py
+requirements = $(PYTHON) .ci/requirements.py
 RUN := group:build project extra:demo
 DEV := group:test group:lint
 BENCH := group:bench
@@ -74,7 +74,7 @@ lint: $(call stamp,DEV) $(call stamp,BENCH) $(BUILT) ## check format, lints, typ
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest worker_adapters._core --mypy-config-file pyproject.toml \
-		--allowlist scripts/stubtest-allowlist.txt
+		--allowlist .ci/stubtest-allowlist.txt
 
 .PHONY: fmt
 fmt: $(call stamp,DEV) ## format Rust and Python and apply ruff's safe fixes
