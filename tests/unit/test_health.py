@@ -7,6 +7,7 @@ import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from tests.unit.tasks import adapter, task
@@ -261,3 +262,26 @@ async def test_any_answer_is_a_sign_of_life() -> None:
     ):
         found = await made.health()
     assert (found.live, found.ready) == (True, False)
+
+
+# What is no answer of an engine's.
+
+
+async def test_a_client_that_raises_what_it_likes() -> None:
+    def raising(failure: type[BaseException]) -> httpx.MockTransport:
+        async def handle(_: httpx.Request) -> httpx.Response:
+            raise failure("of the client's own")
+
+        return httpx.MockTransport(handle)
+
+    async with (
+        httpx.AsyncClient(transport=raising(LookupError)) as client,
+        adapter("http://engine", http_client=client) as made,
+    ):
+        assert await made.health() == WorkerHealth(live=False, ready=False, reason="internal")
+    async with (
+        httpx.AsyncClient(transport=raising(asyncio.CancelledError)) as client,
+        adapter("http://engine", http_client=client) as made,
+    ):
+        with pytest.raises(asyncio.CancelledError):
+            await made.health()

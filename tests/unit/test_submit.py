@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import random
+import threading
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -18,6 +19,7 @@ from tests.unit.wire import (
     LAST_CHUNK,
     PROPS,
     STREAM_HEAD,
+    WITHIN,
     answer,
     engine,
     eventually,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from tests.unit.wire import Connection, Received
+    from worker_adapters import CancelReceipt, TokenStream
     from worker_adapters.engines.llamacpp import LlamaCppAdapter
 
 GREEDY = SamplerProfile(name="greedy", version="g-1", temperature=0)
@@ -106,7 +109,7 @@ async def test_a_deadline_that_has_passed(budget: int) -> None:
     async with adapter("http://127.0.0.1:1") as made:
         error = await refused(made.submit(task(deadline_ms=budget)))
     assert isinstance(error, DeadlineUnmet)
-    assert (error.detail, error.phase) == ("deadline", "validate")
+    assert (error.detail, error.phase, error.processed) == ("deadline", "validate", "no")
 
 
 @pytest.mark.parametrize("budget", [100, 2**63 - 1])
@@ -241,6 +244,107 @@ async def test_the_engine_s_identity_is_asked_for_once() -> None:
         assert asked == 1
         assert await made.engine_version() == "b1-0c1e570"
         assert asked == 2
+
+
+class Once:
+    """An engine that answers for its identity when told to, and counts how often it is asked."""
+
+    def __init__(self, props: bytes = answer(PROPS)) -> None:
+        self.props = props
+        self.asked = 0
+        self.go = asyncio.Event()
+
+    async def play(self, connection: Connection) -> None:
+        while True:
+            if (await connection.request()).path == "/props":
+                self.asked += 1
+                await self.go.wait()
+                await connection.send(self.props)
+            else:
+                await connection.send(STREAM_HEAD, final(0), LAST_CHUNK)
+
+    async def submits(self, made: LlamaCppAdapter, count: int) -> list[asyncio.Task[TokenStream]]:
+        """Begin that many submits and wait until they all wait."""
+        begun = [asyncio.create_task(made.submit(task())) for _ in range(count)]
+        await eventually(lambda: len(made._submits) == count, "all are on their way")
+        await eventually(lambda: self.asked > 0, "the engine is asked")
+        return begun
+
+
+async def test_submits_at_once_ask_for_the_identity_once() -> None:
+    once = Once()
+    async with playing(once.play) as server, adapter(server.url) as made:
+        begun = await once.submits(made, 20)
+        once.go.set()
+        answers = [await stream.collect() for stream in await asyncio.gather(*begun)]
+        assert {answer.engine_version for answer in answers} == {"b1-0c1e570"}
+        assert once.asked == 1
+
+
+async def test_submits_at_once_share_a_failure_each_with_its_own_name() -> None:
+    body = '{"error":{"message":"Loading model","type":"unavailable_error","code":503}}'
+    once = Once(answer(body, "503 Service Unavailable"))
+    async with playing(once.play) as server, adapter(server.url) as made:
+        begun = await once.submits(made, 3)
+        once.go.set()
+        errors = [await refused(one) for one in begun]
+        assert {error.detail for error in errors} == {"loading"}
+        assert {error.processed for error in errors} == {"no"}
+        assert len({error.correlation_id for error in errors}) == 3
+        assert once.asked == 1
+        # A failure is nobody's after those who waited for it.
+        assert (await refused(made.submit(task()))).detail == "loading"
+        assert once.asked == 2
+
+
+@pytest.mark.parametrize("how", ["cancel", "task", "deadline"])
+async def test_who_gives_up_does_not_take_the_others_along(how: str) -> None:
+    once = Once()
+    async with playing(once.play) as server, adapter(server.url) as made:
+        leaving = task(deadline_ms=50) if how == "deadline" else task()
+        first = asyncio.create_task(made.submit(leaving))
+        await eventually(lambda: once.asked == 1, "the engine is asked")
+        others = [asyncio.create_task(made.submit(task())) for _ in range(2)]
+        await asyncio.sleep(0)
+        if how == "cancel":
+            await made.cancel(leaving.task_id)
+            assert shape([event async for event in await first]) == ["end:cancelled"]
+        elif how == "task":
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+        else:
+            assert isinstance(await refused(first), DeadlineUnmet)
+        once.go.set()
+        for stream in await asyncio.gather(*others):
+            assert (await stream.collect()).finish_reason == "length"
+        assert once.asked == 1
+
+
+async def test_a_question_nobody_waits_for_is_given_up() -> None:
+    once = Once()
+    async with playing(once.play) as server, adapter(server.url) as made:
+        begun = await once.submits(made, 2)
+        for one in begun:
+            one.cancel()
+        # Whoever comes now asks anew.
+        again = asyncio.create_task(made.submit(task()))
+        await eventually(lambda: once.asked == 2, "asked again")
+        once.go.set()
+        await server.connections[0].over()
+        assert (await (await again).collect()).finish_reason == "length"
+        assert all(one.cancelled() for one in begun)
+
+
+async def test_submits_of_other_patience_ask_for_themselves() -> None:
+    once = Once()
+    async with playing(once.play) as server, adapter(server.url) as made:
+        patient = asyncio.create_task(made.submit(task()))
+        await eventually(lambda: once.asked == 1, "the engine is asked")
+        error = await refused(made.submit(task(), timeouts=Timeouts(unary=0.05)))
+        assert (error.detail, error.processed) == ("unary_timeout", "no")
+        once.go.set()
+        assert (await (await patient).collect()).finish_reason == "length"
 
 
 async def test_the_identity_is_asked_for_again_after_a_reset() -> None:
@@ -429,6 +533,8 @@ def test_the_deadline_while_waiting(where: str) -> None:
             assert loop.time() - began == pytest.approx(4.0, abs=0.1)
             assert isinstance(error, DeadlineUnmet)
             assert (error.phase, error.retriable) == ("head", False)
+            # A task that waits for what the engine is has not been sent.
+            assert error.processed == ("no" if where == "props" else "unknown")
             await server.connections[-1].over()
 
     run_virtually(main())
@@ -513,6 +619,75 @@ async def test_cancel_before_the_head_from_another_loop() -> None:
         assert shape([event async for event in await waiting]) == ["end:cancelled"]
 
 
+@pytest.mark.parametrize("after", ["_on_its_way", "_registered"])
+async def test_cancel_from_another_thread_just_after_the_head(
+    monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    """Whatever the submit has got to when the cancel finds it, no token comes after."""
+    async with playing(saying(frame("a", 1))) as server, adapter(server.url) as made:
+        request = task()
+        receipts = []
+        dispatched, cancel_submit = made._dispatched, made._cancel_submit
+
+        def cancel() -> None:
+            receipts.append(asyncio.run(made.cancel(request.task_id)))
+
+        if after == "_on_its_way":
+
+            async def with_cancel(*arguments: Any) -> TokenStream:
+                stream = await dispatched(*arguments)
+                # While this thread waits, the other one finds the call still under way.
+                thread = threading.Thread(target=cancel)
+                thread.start()
+                thread.join(WITHIN)
+                return stream
+
+            monkeypatch.setattr(made, "_dispatched", with_cancel)
+            stream = await made.submit(request)
+        else:
+            found, go = threading.Event(), threading.Event()
+
+            async def wait_then_cancel(call: Any) -> CancelReceipt:
+                found.set()
+                go.wait(WITHIN)
+                return await cancel_submit(call)
+
+            async def look_while_found(*arguments: Any) -> TokenStream:
+                stream = await dispatched(*arguments)
+                thread.start()
+                found.wait(WITHIN)
+                return stream
+
+            thread = threading.Thread(target=cancel)
+            monkeypatch.setattr(made, "_cancel_submit", wait_then_cancel)
+            monkeypatch.setattr(made, "_dispatched", look_while_found)
+            stream = await made.submit(request)
+            assert not stream.is_terminal
+            go.set()
+            await asyncio.to_thread(thread.join, WITHIN)
+        assert receipts[0].sent
+        assert shape([event async for event in stream]) == ["end:cancelled"]
+        await server.connections[-1].over()
+
+
+async def test_cancel_finds_the_new_task_behind_an_old_one_of_its_id() -> None:
+    async def script(connection: Connection, _: Received) -> None:
+        if len(server.requests("/completion")) == 1:
+            await connection.send(STREAM_HEAD, final(0), LAST_CHUNK)
+        else:
+            await connection.until_closed()
+
+    async with playing(engine(script)) as server, adapter(server.url) as made:
+        request = task()
+        old = await made.submit(request)
+        await old.collect()
+        made._streams[request.task_id] = old  # an ended stream that somebody still holds
+        waiting = asyncio.create_task(made.submit(request))
+        await eventually(lambda: len(server.requests("/completion")) == 2, "sent")
+        assert (await made.cancel(request.task_id)).sent
+        assert shape([event async for event in await waiting]) == ["end:cancelled"]
+
+
 async def test_cancels_at_any_time_leave_nothing_behind() -> None:
     """Cancel at every step a submit can be at: places, sockets and ids all come back."""
 
@@ -563,9 +738,10 @@ async def test_cancel_at_the_same_moment_as_submit() -> None:
         assert shape([event async for event in await waiting]) == ["end:cancelled"]
 
 
-async def test_cancel_an_unknown_task() -> None:
+@pytest.mark.parametrize("unknown", [uuid4(), str(uuid4()), "job-17", ""])
+async def test_cancel_an_unknown_task(unknown: UUID | str) -> None:
     async with adapter("http://127.0.0.1:1") as made:
-        receipt = await made.cancel(uuid4())
+        receipt = await made.cancel(unknown)
     assert (receipt.method, receipt.sent, receipt.elapsed_ms) == ("none", False, 0.0)
 
 

@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from worker_adapters._abort import Abort
 from worker_adapters.contract import Timeouts
 from worker_adapters.transport import Progress
 
-__all__ = ["Call", "CancelledInFlightError"]
+__all__ = ["Call", "CancelledInFlightError", "Shared"]
 
 _T = TypeVar("_T")
 
@@ -31,6 +31,8 @@ class Call:
     progress: Progress = field(default_factory=Progress)
     answered: bool = False
     """Whether the last request without a stream got an answer, whatever it said."""
+    private: tuple[str, ...] = field(default=(), repr=False)
+    """Texts of the task that no error may repeat."""
     abort: Abort | None = None
     """The engine's own abort, once a submit that was given up has started it."""
     cancelled: bool = False
@@ -54,6 +56,9 @@ class Call:
             if self.cancelled:
                 raise CancelledInFlightError from None
             raise
+        except asyncio.CancelledError as cancelled:
+            # Below, in the HTTP library, variables hold the request as it is sent: key and prompt.
+            raise cancelled.with_traceback(None)  # noqa: B904 - it is the same one
         finally:
             self._waiting = None
 
@@ -80,3 +85,33 @@ class Call:
     def deadline_passed(self) -> bool:
         # A loop may ring a hair early; a call that ended at its deadline ended because of it.
         return self.deadline is not None and self.deadline - self.clock() <= 1e-3
+
+
+class Shared(Generic[_T]):
+    """Work that several wait for: done once, and given up when the last of them has left.
+
+    ``call`` tells how far it is. Belongs to the running loop.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, _T], call: Call) -> None:
+        self.call = call
+        self.given_up = False
+        self._task = asyncio.create_task(work)
+        self._waiting = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing to wait for any more."""
+        return self.given_up or self._task.done()
+
+    async def result(self) -> _T:
+        """Wait for the work; raises what it raised."""
+        self._waiting += 1
+        try:
+            await asyncio.wait((self._task,))
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not self._task.done():
+                self.given_up = True
+                self._task.cancel()
+        return self._task.result()

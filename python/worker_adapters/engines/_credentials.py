@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 from pydantic import SecretStr
 
 from worker_adapters._core import Redactor
+from worker_adapters._secret import SecretBytes
 from worker_adapters.transport import Headers
 
 __all__ = ["ApiKey", "Credentials"]
@@ -32,14 +33,15 @@ class Credentials:
     """
 
     def __init__(self, api_key: ApiKey | None) -> None:
-        self._source = api_key
+        # No local variable holds a plain key where an exception may be raised.
+        self._source = SecretStr(api_key) if isinstance(api_key, str) else api_key
+        del api_key
         self._stamp: tuple[int, int, int] | None = None
-        self._used: deque[str] = deque(maxlen=KEPT_KEYS)
-        self._value: str | None = None
+        self._used: deque[SecretStr] = deque(maxlen=KEPT_KEYS)
         self._headers: Headers = ()
         self.redactor = Redactor()
-        if isinstance(api_key, str | SecretStr):
-            self._use(api_key)
+        if isinstance(self._source, SecretStr):
+            self._use(self._source)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'none' if self._source is None else 'set'})"
@@ -56,28 +58,39 @@ class Credentials:
             # The inode, too: two files put in one place within a tick of the clock look alike.
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if stamp != self._stamp:
-                self._use(source.read_text(encoding="utf-8").strip())
+                self._use(SecretStr(source.read_text(encoding="utf-8").strip()))
                 self._stamp = stamp
         elif callable(source):
-            self._use(source())
+            self._use(_secret(source()))
         return self._headers
 
-    def _use(self, key: str | SecretStr) -> None:
-        value = key.get_secret_value() if isinstance(key, SecretStr) else key
-        if not isinstance(value, str):
-            raise TypeError("api_key must be a string")
-        if value == self._value:
+    def _use(self, key: SecretStr) -> None:
+        if self._used and key == self._used[-1]:
             return
-        if not value.isascii() or not value.isprintable() or value != value.strip():
-            raise ValueError("api_key must be printable ASCII without spaces around it")
-        if len(value) < MIN_KEY_CHARACTERS:
-            raise ValueError(
-                f"api_key must have at least {MIN_KEY_CHARACTERS} characters, "
-                "or it cannot be redacted"
-            )
-        if value in self._used:
-            self._used.remove(value)
-        self._used.append(value)
-        self.redactor = Redactor(tuple(self._used))
-        self._value = value
-        self._headers = ((b"Authorization", b"Bearer " + value.encode("ascii")),)
+        if why := _flaw(key):
+            raise ValueError(f"api_key must {why}")
+        if key in self._used:
+            self._used.remove(key)
+        self._used.append(key)
+        self.redactor = Redactor([used.get_secret_value() for used in self._used])
+        bearer = SecretBytes(b"Bearer " + key.get_secret_value().encode("ascii"))
+        self._headers = ((b"Authorization", bearer),)
+
+
+def _secret(given: object) -> SecretStr:
+    if isinstance(given, SecretStr):
+        return given
+    if isinstance(given, str):
+        return SecretStr(given)
+    del given  # it may be a key all the same
+    raise TypeError("api_key must be a string")
+
+
+def _flaw(key: SecretStr) -> str:
+    """Return what a key must be and this one is not; nothing for one that can be used."""
+    value = key.get_secret_value()
+    if not value.isascii() or not value.isprintable() or value != value.strip():
+        return "be printable ASCII without spaces around it"
+    if len(value) < MIN_KEY_CHARACTERS:
+        return f"have at least {MIN_KEY_CHARACTERS} characters, or it cannot be redacted"
+    return ""

@@ -1,12 +1,14 @@
 """A task on its way to an engine, and what comes back from one that does not stream."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from worker_adapters.contract import SamplerProfile, TaskRequest, WorkerIdentity
-from worker_adapters.extensions import Sampling, TaskExtensions
+from worker_adapters.extensions import ChatMessage, Sampling, TaskExtensions
 
-__all__ = ["Answer", "Dispatch", "Unsupported"]
+__all__ = ["Answer", "Dispatch", "Unsupported", "private_texts"]
 
 _NONE = TaskExtensions()
 
@@ -71,3 +73,25 @@ class Dispatch:
         """Return the texts that end the generation: the profile's, then the task's own."""
         words = [] if self.profile is None else list(self.profile.stop)
         return words + [word for word in self.extensions.stop or () if word not in words]
+
+
+def private_texts(task: TaskRequest) -> tuple[str, ...]:
+    """Return what of a task no error may repeat: prompt, inputs and messages.
+
+    Beside what is not ASCII stands how it looks where an engine quotes JSON.
+    """
+    texts = [text for text in (task.prompt, *(task.inputs or ())) if text]
+    if task.extensions is not None:
+        for message in task.extensions.messages or ():
+            texts += _said(message)
+    return (*texts, *(json.dumps(text)[1:-1] for text in texts if not text.isascii()))
+
+
+def _said(message: ChatMessage) -> Iterator[str]:
+    if isinstance(message.content, str):
+        yield message.content
+    else:
+        for part in message.content or ():
+            yield part.text if part.type == "text" else part.url
+    for call in message.tool_calls or ():
+        yield call.arguments

@@ -10,20 +10,23 @@ import json
 import random
 import time
 from abc import abstractmethod
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Final, NoReturn, TypeVar
+from typing import Any, ClassVar, Final, NoReturn, TypeAlias, TypeVar
 from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
 from worker_adapters._abort import Abort
 from worker_adapters._core import (
+    Redactor,
     StreamDecoder,
     TokenEvent,
     classify_response,
     make_error,
 )
+from worker_adapters._secret import SecretBytes
 from worker_adapters.adapter import TokenStream, WorkerAdapter
 from worker_adapters.capabilities import AdapterCapabilities
 from worker_adapters.contract import (
@@ -37,10 +40,10 @@ from worker_adapters.contract import (
     WorkerIdentity,
     WorkerProps,
 )
-from worker_adapters.engines._call import Call, CancelledInFlightError
+from worker_adapters.engines._call import Call, CancelledInFlightError, Shared
 from worker_adapters.engines._credentials import ApiKey, Credentials
-from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported
-from worker_adapters.errors import DeadlineUnmet, DecodeTimeout, WorkerError
+from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported, private_texts
+from worker_adapters.errors import DeadlineUnmet, DecodeTimeout, WorkerError, from_fields
 from worker_adapters.transport import (
     MAX_ANSWER_BYTES,
     MAX_ERROR_BYTES,
@@ -81,6 +84,9 @@ _FLEETING: Final = frozenset(("unary_timeout", "connect_timeout", "reset", "trun
 
 _T = TypeVar("_T")
 
+_Told: TypeAlias = WorkerIdentity | WorkerError | None
+"""What came of asking an engine what it is; None where it answers and does not tell."""
+
 
 class HttpAdapter(WorkerAdapter):
     """An engine behind HTTP. Subclasses say what is particular to theirs.
@@ -115,6 +121,11 @@ class HttpAdapter(WorkerAdapter):
     confirms_abort: ClassVar[bool] = True
     """Whether the engine's answer to its own abort says that the abort was taken."""
 
+    # An adapter that could not be made has a repr, too: tracebacks may show it.
+    base_url = ""
+    pool_id = "default"
+    replica_id = "0"
+
     def __init__(
         self,
         base_url: str,
@@ -130,18 +141,21 @@ class HttpAdapter(WorkerAdapter):
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
+        self._credentials = Credentials(api_key)
+        del api_key  # what prints local variables would show it
         self.base_url = validate_base_url(base_url)
         self.pool_id = pool_id
         self.replica_id = replica_id
         self._timeouts = self.default_timeouts if timeouts is None else timeouts
         self._profiles = _by_version(sampler_profiles)
-        self._credentials = Credentials(api_key)
         self._model = model
         self._expect = expect
         self._transport: Transport = HttpxTransport(self.base_url, client=http_client)
         self._clock = clock
         self._rng = random.SystemRandom() if rng is None else rng
         self._identity: WorkerIdentity | None = None
+        self._asking: dict[tuple[AbstractEventLoop, Timeouts], Shared[_Told]] = {}
+        """Who is being asked for the identity right now, for all submits that wait for it."""
         self._ready_at: float | None = None
         self._capabilities: AdapterCapabilities | None = None
         self._capabilities_at = 0.0
@@ -225,6 +239,8 @@ class HttpAdapter(WorkerAdapter):
         except WorkerError as error:
             live = call.answered or error.status is not None
             return WorkerHealth(live=live, ready=False, reason=error.detail)
+        except Exception:  # noqa: BLE001 - an injected client may raise whatever it likes
+            return WorkerHealth(live=False, ready=False, reason="internal")
         self._ready_at = self._clock()
         return WorkerHealth(live=True, ready=True)
 
@@ -264,18 +280,23 @@ class HttpAdapter(WorkerAdapter):
         """Send ``task`` and return its stream. See `WorkerAdapter.submit`."""
         context = SubmitContext() if context is None else context
         call = self._call(timeouts, context.correlation_id, task.deadline_ms / 1000)
+        call.private = private_texts(task)
         dispatch = self._checked(task, call)
         self._submits[task.task_id] = call
         try:
             stream = await self._dispatched(dispatch, context, call)
+            if not stream.is_terminal:
+                # Before the call is forgotten: a cancel in another thread finds one or the other.
+                self._streams[task.task_id] = stream
         except WorkerError as error:
             self._forget_identity(error.kind)
             raise
         finally:
             del self._submits[task.task_id]
             call.over.set()
-        if not stream.is_terminal:
-            self._streams[task.task_id] = stream
+        if call.cancelled:
+            # Just after the head, from another thread.
+            await stream.cancel()
         return stream
 
     async def cancel(self, task_id: UUID | str) -> CancelReceipt:
@@ -283,14 +304,22 @@ class HttpAdapter(WorkerAdapter):
 
         Where the engine has an abort of its own, its answer is waited for, 2 s at most.
         """
-        key = task_id if isinstance(task_id, UUID) else UUID(task_id)
+        try:
+            key = task_id if isinstance(task_id, UUID) else UUID(task_id)
+        except ValueError:  # no task's id, then
+            return CancelReceipt(method="none", sent=False, elapsed_ms=0.0)
+        receipt = CancelReceipt(method="none", sent=False, elapsed_ms=0.0)
+        call = self._submits.get(key)
+        if call is not None:
+            receipt = await self._cancel_submit(call)
+            if call.loop is asyncio.get_running_loop():
+                return receipt
+        # In another thread the submit may have been over before it could see that.
         stream = self._streams.get(key)
         if stream is not None:
-            return await stream.cancel()
-        call = self._submits.get(key)
-        if call is None:
-            return CancelReceipt(method="none", sent=False, elapsed_ms=0.0)
-        return await self._cancel_submit(call)
+            of_stream = await stream.cancel()
+            return of_stream if of_stream.sent else receipt
+        return receipt
 
     async def _cancel_submit(self, call: Call) -> CancelReceipt:
         began = self._clock()
@@ -337,7 +366,10 @@ class HttpAdapter(WorkerAdapter):
             raise self._error(call, "duplicate_id", "a task with this task_id is in flight")
         if task.deadline_ms <= 0:
             raise self._error(
-                call, "deadline", "the task's deadline had passed when it was submitted"
+                call,
+                "deadline",
+                "the task's deadline had passed when it was submitted",
+                processed="no",
             )
         profile = None
         if task.sampler_profile_version is not None:
@@ -377,7 +409,8 @@ class HttpAdapter(WorkerAdapter):
                     dispatch.task.task_id, decoder, None, events=events, clock=self._clock
                 )
         except Unsupported as refusal:
-            raise self._unsupported(dispatch, refusal.field, call, refusal.why) from None
+            field, why = refusal.field, refusal.why
+        raise self._unsupported(dispatch, field, call, why)
 
     def _check_engine(self, dispatch: Dispatch, call: Call) -> None:
         """Refuse what this engine, as far as it tells, cannot do. Raises WorkerError."""
@@ -413,7 +446,38 @@ class HttpAdapter(WorkerAdapter):
 
     async def _known_identity(self, call: Call) -> WorkerIdentity | None:
         """Return the engine's identity, asked for once; None where it will not tell."""
-        return await self._told_identity(call) if self._identity is None else self._identity
+        if self._identity is not None:
+            return self._identity
+        if call.cancelled:
+            raise CancelledInFlightError
+        asking = self._ask_for_all(call)
+        try:
+            told = await call.wait(asking.result(), call.deadline)
+        except TimeoutError:
+            phase = asking.call.progress.phase
+            raise self._error(call, "deadline", phase=phase, processed="no") from None
+        if isinstance(told, WorkerError):
+            # Whatever befell the question, the task itself has not been sent.
+            own = {"correlation_id": call.correlation_id, "processed": "no"}
+            raise from_fields({**told.fields(), **own})
+        return told
+
+    def _ask_for_all(self, call: Call) -> "Shared[_Told]":
+        """Ask the engine what it is, unless somebody with the same patience is doing so."""
+        key = call.loop, call.timeouts
+        asking = self._asking.get(key)
+        if asking is None or asking.is_over:
+            for other in [other for other, shared in self._asking.items() if shared.is_over]:
+                del self._asking[other]
+            own = self._call(call.timeouts, call.correlation_id)
+            asking = self._asking[key] = Shared(self._what_is_told(own), own)
+        return asking
+
+    async def _what_is_told(self, call: Call) -> _Told:
+        try:
+            return await self._told_identity(call)
+        except WorkerError as error:
+            return error
 
     async def _told_identity(self, call: Call) -> WorkerIdentity | None:
         """Ask the engine what it is; None where it answers and does not tell."""
@@ -459,7 +523,7 @@ class HttpAdapter(WorkerAdapter):
                 "correlation_id": call.correlation_id,
             },
             rules=self.rules,
-            redactor=self._credentials.redactor,
+            redactor=self._redactor(call),
             first_token_timeout=timeouts.first_token,
             token_gap_timeout=timeouts.token_gap,
             idle_timeout=timeouts.idle,
@@ -469,11 +533,10 @@ class HttpAdapter(WorkerAdapter):
     async def _stream(
         self, dispatch: Dispatch, headers: Headers, call: Call, decoder: StreamDecoder
     ) -> TokenStream:
-        path, payload = self._completion(dispatch)
         headers = _overlaid(headers, self._submit_headers(dispatch))
         if not self.keeps_after_stream:
             headers = (*headers, (b"Connection", b"close"))
-        request = Request("POST", path, headers, _json(payload))
+        request = _sealed(self._completion(dispatch), headers)
         abort = self._prepared_abort(dispatch, call)
         decoder.dispatched(self._clock())
         body = await self._head(request, call, decoder, abort)
@@ -550,8 +613,7 @@ class HttpAdapter(WorkerAdapter):
         self, dispatch: Dispatch, headers: Headers, call: Call, decoder: StreamDecoder
     ) -> TokenStream:
         task = dispatch.task
-        path, payload = self._unary_request(dispatch)
-        request = Request("POST", path, headers, _json(payload))
+        request = _sealed(self._unary_request(dispatch), headers)
         decoder.dispatched(self._clock())
         answer = self._parsed(
             await self._exchange(request, call), call, lambda data: self._unary_answer(task, data)
@@ -642,7 +704,7 @@ class HttpAdapter(WorkerAdapter):
                 response.headers,
                 response.body[:MAX_ERROR_BYTES],
                 rules=self.rules,
-                redactor=self._credentials.redactor,
+                redactor=self._redactor(call),
                 correlation_id=call.correlation_id,
             )
         return response.body
@@ -669,7 +731,8 @@ class HttpAdapter(WorkerAdapter):
             return read(json.loads(body, parse_constant=_no_constant))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             # What went wrong in detail would quote the answer, which may quote a prompt.
-            raise self._error(call, "bad_json", phase="stream", processed="yes") from None
+            del body
+        raise self._error(call, "bad_json", phase="stream", processed="yes")
 
     def _headers(self, call: Call, context: SubmitContext | None = None) -> Headers:
         failure = ""
@@ -690,6 +753,11 @@ class HttpAdapter(WorkerAdapter):
             headers.append((b"traceparent", context.traceparent.encode("ascii")))
         return headers
 
+    def _redactor(self, call: Call) -> Redactor:
+        """Return what keeps the keys, and the texts of the call's task, out of errors."""
+        redactor = self._credentials.redactor
+        return redactor.with_private_texts(call.private) if call.private else redactor
+
     def _error(
         self,
         call: Call,
@@ -704,7 +772,7 @@ class HttpAdapter(WorkerAdapter):
             detail,
             phase,
             message=message,
-            redactor=self._credentials.redactor,
+            redactor=self._redactor(call),
             correlation_id=call.correlation_id,
             processed=processed,
         )
@@ -726,8 +794,11 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)  # NaN and Infinity are no JSON, whatever Python thinks
 
 
-def _json(payload: Mapping[str, Any]) -> bytes:
-    return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+def _sealed(built: tuple[str, Mapping[str, Any]], headers: Headers) -> Request:
+    """Return the request of a task, so that whatever prints variables shows nothing of it."""
+    path, payload = built
+    text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+    return Request("POST", path, headers, SecretBytes(text, "utf-8"))
 
 
 def _by_version(profiles: Iterable[SamplerProfile]) -> dict[str, SamplerProfile]:
