@@ -16,7 +16,7 @@ fn refused(error: RedactorError) -> PyErr {
 #[pymethods]
 impl PyRedactor {
     #[new]
-    #[pyo3(signature = (known_secrets=Vec::new()))]
+    #[pyo3(signature = (known_secrets=Vec::new()), text_signature = "(known_secrets=())")]
     fn new(known_secrets: Vec<PyBackedStr>) -> PyResult<Self> {
         Redactor::new(known_secrets).map(Self).map_err(refused)
     }

@@ -17,7 +17,7 @@ pub(crate) struct PyErrorRules(pub(crate) Arc<RuleTable>);
 #[pymethods]
 impl PyErrorRules {
     #[new]
-    #[pyo3(signature = (rules=Vec::new()))]
+    #[pyo3(signature = (rules=Vec::new()), text_signature = "(rules=())")]
     #[expect(clippy::needless_pass_by_value, reason = "PyO3 extracts owned sequences")]
     fn new(rules: Vec<Bound<'_, PyMapping>>) -> PyResult<Self> {
         let rules: PyResult<Vec<Rule>> = rules

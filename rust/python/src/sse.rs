@@ -41,7 +41,8 @@ impl PySseDecoder {
 #[pymethods]
 impl PySseDecoder {
     #[new]
-    #[pyo3(signature = (*, max_event_bytes=DEFAULT_MAX_EVENT_BYTES))]
+    #[pyo3(signature = (*, max_event_bytes=DEFAULT_MAX_EVENT_BYTES),
+        text_signature = "(*, max_event_bytes=1048576)")]
     fn new(max_event_bytes: usize) -> Self {
         let decoder = SseDecoder::with_max_event_bytes(max_event_bytes);
         Self(Mutex::new(Inner { decoder, unreported: None }))

@@ -63,7 +63,10 @@ impl PyStreamDecoder {
     #[new]
     #[pyo3(signature = (engine, *, options=None, started=None, rules=None, redactor=None,
         max_event_bytes=DEFAULT_MAX_EVENT_BYTES, first_token_timeout=None, token_gap_timeout=None,
-        idle_timeout=None, deadline=None))]
+        idle_timeout=None, deadline=None),
+        text_signature = "(engine, *, options=None, started=None, rules=None, redactor=None, \
+        max_event_bytes=1048576, first_token_timeout=None, token_gap_timeout=None, \
+        idle_timeout=None, deadline=None)")]
     #[expect(clippy::too_many_arguments, reason = "a configuration, by keyword")]
     fn new(
         engine: &str,
