@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 START_SECONDS = 480.0
 
 LACKING = {
+    "unsupported_fields_are_refused_by_name": "it takes every field that is tried",
     "embedding": "it generates",
     "rerank": "it generates",
     "tools": "random weights call no tool",

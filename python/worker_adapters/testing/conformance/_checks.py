@@ -661,18 +661,24 @@ async def tools(subject: Subject) -> None:
 async def stop(subject: Subject) -> None:
     """A text to stop at ends the answer, and is not part of it."""
     async with subject.adapter() as adapter:
-        answer = _text(await _answer(adapter, subject, determinism="strict"))
-    words = [word for word in answer.split()[:-1] if answer.count(word) == 1 and word.isalpha()]
-    if not words:
+        events = await _answer(adapter, subject, determinism="strict")
+    answer, word, before = _text(events), "", ""
+    for event in events:
+        piece = (event.t or "").strip()
+        if event.channel == "content" and len(piece) > 1 and before and piece not in before:
+            word = piece
+            break
+        before += (event.t or "") if event.channel == "content" else ""
+    if not word:
         skip("the model says nothing that it could be stopped at")
-    word = words[-1]
     events = await _extended(subject, "stop", {"stop": [word]}, determinism="strict")
     text, end = _text(events), events[-1]
-    if not (text.startswith(answer[: answer.index(word)]) or answer.startswith(text)):
+    if not answer.startswith(text):
         skip("the model said something else the second time")
     if text.endswith(word):
         lacking("stop", "the server leaves the text that it stopped at in the answer")
     expect(word not in text, "the answer goes on after it")
+    expect(text == answer[: answer.index(word)], "the answer ends somewhere else")
     expect(end.finish_reason in {"stop", None}, f"it ended as {end.finish_reason}")
 
 

@@ -93,7 +93,7 @@ def engine_params(options: argparse.Namespace, engine: Any) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Start the server and stay until SIGTERM, SIGINT or (when asked) the end of stdin."""
     options = parser().parse_args(arguments)
-    # Freeing the engine's server object waits for open streams, so every way out skips that.
+    # Freeing the engine's server object waits for open streams, so every signal skips that.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     if options.exit_with_stdin:
@@ -102,9 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         server = engine.Server(engine_params(options, engine))
     except RuntimeError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.stderr.flush()
-        os._exit(1)
+        # Here there is no server object to wait for, and only the ordinary way out lets the
+        # engine's logging thread write what it has: why the model could not be loaded.
+        sys.exit(f"{error}")
     print("listening", server.listening_address, flush=True)
     threading.Event().wait()
 
