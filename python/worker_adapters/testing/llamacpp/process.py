@@ -33,6 +33,9 @@ DEFAULT_FLAGS: Final = ("-np", "4", "-c", "4096", "--metrics")
 
 _LOG_LINES: Final = 500
 
+_END_SECONDS: Final = 10.0
+"""How long a process that has closed its stdout may take to end, on a busy machine."""
+
 
 class EngineNotInstalledError(ImportError):
     """A package of the extra ``[demo]`` is missing."""
@@ -115,7 +118,7 @@ class LlamaCppServer:
             return
         if self._said.is_set():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(1.0)
+                child.wait(_END_SECONDS)
         state = "not ready" if child.poll() is None else f"ended with {child.returncode}"
         self.stop()
         raise EngineStartError(f"llama.cpp server {state}; its log ends:\n{self.log_tail(15)}")

@@ -12,6 +12,7 @@ The socket is up, and answers 503, while the model loads; once it is loaded the 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import os
 import signal
@@ -102,11 +103,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         server = engine.Server(engine_params(options, engine))
     except RuntimeError as error:
-        # Here there is no server object to wait for, and only the ordinary way out lets the
-        # engine's logging thread write what it has: why the model could not be loaded.
+        # There is no server object to wait for, but a thread that writes the engine's log: cut
+        # short, it would take with it why the model could not be loaded.
+        _write_out_log(engine)
         sys.exit(f"{error}")
     print("listening", server.listening_address, flush=True)
     threading.Event().wait()
+
+
+def _write_out_log(engine: Any) -> None:
+    """Have the engine's logging thread write all it has, and end."""
+    library = ctypes.CDLL(engine.xllamacpp.__file__)
+    log = getattr(library, "_Z15common_log_mainv", None)
+    pause = getattr(library, "_Z16common_log_pauseP10common_log", None)
+    if log is not None and pause is not None:
+        log.restype = ctypes.c_void_p
+        pause.argtypes = [ctypes.c_void_p]
+        pause(log())
 
 
 def _exit_with_stdin() -> None:
