@@ -12,7 +12,8 @@ from worker_adapters.engines import adapter_class
 from worker_adapters.testing.conformance import Subject, check_events
 from worker_adapters.testing.engines import PIECES, SCRIPTED, scripted_engine
 
-QUICK = Timeouts(first_token=0.2, token_gap=0.2, idle=None)
+QUICK = Timeouts(first_token=0.3, token_gap=0.3, idle=None)
+PATIENT = Timeouts(first_token=20.0, token_gap=20.0, idle=None)
 
 # What happens, and the kind and the code it is, for every engine but those named.
 FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -36,12 +37,13 @@ OTHERWISE = {
 
 async def outcome(dialect: str, **options: Any) -> tuple[list[TokenEvent], WorkerError | None]:
     """Events and error of one task, the error whether raised or in the stream."""
+    timeouts = QUICK if "hang" in options else PATIENT
     async with scripted_engine(dialect, **options) as engine:
         made = Subject(dialect, engine.url, adapter_class(dialect))
         async with made.adapter() as adapter:
             await adapter.identity()
             try:
-                stream = await adapter.submit(made.task(), timeouts=QUICK)
+                stream = await adapter.submit(made.task(), timeouts=timeouts)
             except WorkerError as error:
                 return [], error
             events = [event async for event in stream]
