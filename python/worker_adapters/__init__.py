@@ -8,64 +8,65 @@
             if event.kind == "token":
                 print(event.t, end="", flush=True)
 
-Importing this package loads no HTTP library; an adapter does, when it is first named.
+Importing this package loads next to nothing: each name is looked up when it is first used, and only
+an adapter loads an HTTP library.
 """
 
-from typing import TYPE_CHECKING, Any
-
-from worker_adapters._core import (
-    ErrorRules,
-    Redactor,
-    SseDecoder,
-    SseEvent,
-    StreamDecoder,
-    TokenEvent,
-    __version__,
-)
-from worker_adapters.adapter import TokenStream, WorkerAdapter
-from worker_adapters.capabilities import AdapterCapabilities
-from worker_adapters.contract import (
-    CancelReceipt,
-    Collected,
-    ExpectedModel,
-    Placement,
-    RerankScore,
-    SamplerProfile,
-    SubmitContext,
-    TaskRequest,
-    Timeouts,
-    WorkerHealth,
-    WorkerIdentity,
-    WorkerProps,
-)
-from worker_adapters.errors import (
-    AdapterError,
-    DeadlineUnmet,
-    DecodeTimeout,
-    InternalError,
-    PoolUnavailable,
-    WorkerError,
-    WorkerReset,
-)
-from worker_adapters.extensions import (
-    ChatMessage,
-    Constraint,
-    Extensions,
-    ImagePart,
-    Sampling,
-    TaskExtensions,
-    TextPart,
-    Tool,
-    ToolCall,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from worker_adapters._core import (
+        ErrorRules,
+        Redactor,
+        SseDecoder,
+        SseEvent,
+        StreamDecoder,
+        TokenEvent,
+        __version__,
+    )
+    from worker_adapters.adapter import TokenStream, WorkerAdapter
+    from worker_adapters.capabilities import AdapterCapabilities
+    from worker_adapters.contract import (
+        CancelReceipt,
+        Collected,
+        ExpectedModel,
+        Placement,
+        RerankScore,
+        SamplerProfile,
+        SubmitContext,
+        TaskRequest,
+        Timeouts,
+        WorkerHealth,
+        WorkerIdentity,
+        WorkerProps,
+    )
     from worker_adapters.engines.llamacpp import LlamaCppAdapter
     from worker_adapters.engines.openai import OpenAiAdapter
     from worker_adapters.engines.sglang import SglangAdapter
     from worker_adapters.engines.tgi import TgiAdapter
     from worker_adapters.engines.triton import TritonAdapter
     from worker_adapters.engines.vllm import VllmAdapter
+    from worker_adapters.errors import (
+        AdapterError,
+        DeadlineUnmet,
+        DecodeTimeout,
+        InternalError,
+        PoolUnavailable,
+        WorkerError,
+        WorkerReset,
+    )
+    from worker_adapters.extensions import (
+        ChatMessage,
+        Constraint,
+        Extensions,
+        ImagePart,
+        Sampling,
+        TaskExtensions,
+        TextPart,
+        Tool,
+        ToolCall,
+    )
 
 __all__ = [
     "AdapterCapabilities",
@@ -114,13 +115,69 @@ __all__ = [
     "__version__",
 ]
 
+_HOMES: Final = {
+    "_core": (
+        "ErrorRules",
+        "Redactor",
+        "SseDecoder",
+        "SseEvent",
+        "StreamDecoder",
+        "TokenEvent",
+        "__version__",
+    ),
+    "adapter": (
+        "TokenStream",
+        "WorkerAdapter",
+    ),
+    "capabilities": ("AdapterCapabilities",),
+    "contract": (
+        "CancelReceipt",
+        "Collected",
+        "ExpectedModel",
+        "Placement",
+        "RerankScore",
+        "SamplerProfile",
+        "SubmitContext",
+        "TaskRequest",
+        "Timeouts",
+        "WorkerHealth",
+        "WorkerIdentity",
+        "WorkerProps",
+    ),
+    "errors": (
+        "AdapterError",
+        "DeadlineUnmet",
+        "DecodeTimeout",
+        "InternalError",
+        "PoolUnavailable",
+        "WorkerError",
+        "WorkerReset",
+    ),
+    "extensions": (
+        "ChatMessage",
+        "Constraint",
+        "Extensions",
+        "ImagePart",
+        "Sampling",
+        "TaskExtensions",
+        "TextPart",
+        "Tool",
+        "ToolCall",
+    ),
+}
+"""Which module each name lives in; adapters live in that of their engine."""
+
+_MODULE_OF: Final = {name: module for module, names in _HOMES.items() for name in names}
+
 
 def __getattr__(name: str) -> Any:
-    if name.endswith("Adapter") and name in __all__:
-        from worker_adapters import engines
-
-        return getattr(engines, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _HOMES:
+        return import_module(f"{__name__}.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF.get(name, 'engines')}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
