@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import Annotated, Any
 
 import typer
 
 from worker_adapters.cli import certify, decode, demo, fake_engine, generate, probe
-from worker_adapters.cli._console import print_text
+from worker_adapters.cli._console import guarded, print_text
 
 __all__ = ["app"]
+
+# What rich makes of help and wrong usage has bold and dim parts even where it leaves out colours.
+_PLAIN: dict[str, Any] = {"rich_markup_mode": None} if os.environ.get("NO_COLOR") else {}
 
 app = typer.Typer(
     help="Stream from an inference engine, look at one, test one, or replay what one has sent.",
@@ -18,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
     # A traceback with values in it would show prompts and keys.
     pretty_exceptions_enable=False,
+    **_PLAIN,
 )
 
 
@@ -41,9 +46,12 @@ def _options(
     pass
 
 
-app.command("generate")(generate.generate)
-app.command("probe")(probe.probe)
-app.command("certify")(certify.certify)
-app.command("decode")(decode.decode)
-app.command("fake-engine")(fake_engine.fake_engine)
-app.command("demo")(demo.demo)
+for _name, _command in (
+    ("generate", generate.generate),
+    ("probe", probe.probe),
+    ("certify", certify.certify),
+    ("decode", decode.decode),
+    ("fake-engine", fake_engine.fake_engine),
+    ("demo", demo.demo),
+):
+    app.command(_name)(guarded()(_command))

@@ -35,6 +35,7 @@ __all__ = [
     "fail_with",
     "for_people",
     "guarded",
+    "let_go_of_stdout",
     "note",
     "print_text",
     "run",
@@ -61,9 +62,25 @@ _CONTROLS: Final = {
 
 
 def print_text(text: str) -> None:
-    """Write data to stdout at once. Raises BrokenPipeError when its reader has gone."""
-    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
-    sys.stdout.buffer.flush()
+    """Write data to stdout at once. Raises BrokenPipeError when its reader has gone.
+
+    Ends the command where it cannot be written for another reason.
+    """
+    try:
+        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        let_go_of_stdout()
+        fail(f"cannot write to stdout: {error.strerror or error}", FAILED)
+
+
+def let_go_of_stdout() -> None:
+    """Let what the interpreter flushes on its way out go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def visible(text: str) -> str:
@@ -120,17 +137,14 @@ def fail_invalid(error: ValueError) -> NoReturn:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Turn Ctrl-C and a closed stdout into their exit statuses, without a traceback."""
+    """Turn Ctrl-C and a reader that has gone into their exit statuses, without a traceback."""
     try:
         yield
     except KeyboardInterrupt:
         note("interrupted")
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        # The interpreter flushes stdout once more on its way out; let that go nowhere.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        let_go_of_stdout()
         raise typer.Exit(PIPE_CLOSED) from None
 
 

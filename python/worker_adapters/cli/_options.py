@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Final, TextIO, TypeAlias
 from urllib.parse import urlsplit
 
 import typer
@@ -27,6 +27,7 @@ __all__ = [
     "check_url",
     "read_api_key",
     "read_prompt",
+    "stdin",
 ]
 
 KEY_VARIABLE: Final = "WORKER_ADAPTERS_API_KEY"
@@ -100,13 +101,24 @@ def read_api_key(file: Path | None) -> str | None:
     return key
 
 
+def stdin() -> BinaryIO:
+    """Standard input as bytes; one that is closed ends the command."""
+    source: TextIO | None = sys.stdin
+    if source is None:
+        fail("cannot read stdin: it is closed", USAGE)
+    return source.buffer
+
+
 def read_prompt(prompt: str | None) -> str:
     """The prompt as given, else stdin without its final line end; an empty one ends the command."""
     if prompt is None:
-        if sys.stdin.isatty():
+        source = stdin()
+        if source.isatty():
             sys.stderr.write("Type the prompt, then Ctrl-D:\n")
         try:
-            prompt = sys.stdin.buffer.read().decode("utf-8")
+            prompt = source.read().decode("utf-8")
+        except OSError as error:
+            fail(f"cannot read the prompt from stdin: {error.strerror or error}", USAGE)
         except UnicodeDecodeError:
             fail("the prompt on stdin is not UTF-8", USAGE)
         prompt = prompt.removesuffix("\n").removesuffix("\r")

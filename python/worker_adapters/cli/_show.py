@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 __all__ = ["figures", "show", "tokens_per_second"]
 
 
-async def show(stream: TokenStream, *, json: bool = False) -> tuple[int, TokenEvent | None]:
+async def show(
+    stream: TokenStream, *, json: bool = False, end_line: bool = False
+) -> tuple[int, TokenEvent | None]:
     """Print a stream as it arrives: its text or, with ``json``, its events as JSON lines.
 
-    Text of the reasoning and tool channels goes to stderr. Returns the exit status and the
-    terminal event. Raises BrokenPipeError when nobody reads stdout any more.
+    Text that does not end its line is given a line end on a terminal, and with ``end_line``
+    anywhere. Text of the reasoning and tool channels goes to stderr. Returns the exit status and
+    the terminal event. Raises BrokenPipeError when nobody reads stdout any more.
     """
     terminal: TokenEvent | None = None
     last = "\n"
@@ -35,7 +38,7 @@ async def show(stream: TokenStream, *, json: bool = False) -> tuple[int, TokenEv
         if text:
             print_text(visible(text))
             last = text
-    if not json and sys.stdout.isatty() and not last.endswith("\n"):
+    if not json and (end_line or sys.stdout.isatty()) and not last.endswith("\n"):
         print_text("\n")
     if terminal is not None and terminal.kind == "error":
         error = terminal.error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -15,12 +14,11 @@ from worker_adapters.cli._console import (
     USAGE,
     fail,
     fail_invalid,
-    guarded,
     note,
     print_text,
 )
 from worker_adapters.cli._engines import engine_names, wire_of
-from worker_adapters.cli._options import check_engine
+from worker_adapters.cli._options import check_engine, stdin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -71,9 +69,9 @@ def decode(
     except ValueError as error:
         fail_invalid(error)
     decoder.dispatched(_NOW)
-    with guarded(), _open(file) as source:
+    with _open(file) as source:
         failed = False
-        for events in _replay(decoder, _reads(source)):
+        for events in _replay(decoder, _reads(source, file)):
             print_text("".join(event.to_json() + "\n" for event in events))
             failed = failed or any(event.kind == "error" for event in events)
     if failed:
@@ -94,17 +92,23 @@ def _options(given: Iterable[str]) -> dict[str, str]:
 
 def _open(file: str) -> AbstractContextManager[BinaryIO]:
     if file == "-":
-        return nullcontext(sys.stdin.buffer)
+        return nullcontext(stdin())
     try:
         return Path(file).open("rb")
     except OSError as error:
         fail(f"cannot read {file}: {error.strerror}", USAGE)
 
 
-def _reads(source: BinaryIO) -> Iterator[bytes]:
+def _reads(source: BinaryIO, name: str) -> Iterator[bytes]:
     """What the source has, as soon as it has it: a pipe is decoded while it flows."""
     read = getattr(source, "read1", source.read)
-    while data := read(_READ):
+    while True:
+        try:
+            data = read(_READ)
+        except OSError as error:
+            fail(f"cannot read {name}: {error.strerror or error}", USAGE)
+        if not data:
+            return
         yield data
 
 

@@ -86,7 +86,7 @@ async def _demo(url: str, key: str | None, prompt: str, max_tokens: int) -> int:
         except WorkerError as error:
             fail_with(error, url)
         async with stream:
-            status, terminal = await show(stream)
+            status, terminal = await show(stream, end_line=True)
         if terminal is None or terminal.kind != "end":
             return status or FAILED
         found = await describe(adapter)
