@@ -154,6 +154,10 @@ class TritonModel:
         names = _NAMES[self.flavour].get(parameter, ())
         return next((name for name in names if name in self.inputs), None)
 
+    def highest(self, name: str) -> int | None:
+        """Return the largest integer the input takes; None where it is not known to have one."""
+        return INT_RANGES.get(self.inputs[name], (None, None))[1]
+
     def holds(self, name: str, value: Any) -> bool:
         """Whether the input has room for the value."""
         low, high = INT_RANGES.get(self.inputs[name], (None, None))

@@ -278,10 +278,8 @@ class TritonAdapter(HttpAdapter):
         return (*super()._headers(call, context), (b"Connection", b"close"))
 
     def _decoder(self, dispatch: Dispatch, context: SubmitContext, call: Call) -> StreamDecoder:
-        model = self._served
-        if model is not None and model.input("seed") is None:
-            # One that cannot be sent is not to be reported.
-            dispatch = replace(dispatch, seed=None)
+        # What is reported is what is sent.
+        dispatch = replace(dispatch, seed=_seed(self._served, dispatch))
         return super()._decoder(dispatch, context, call)
 
     def _dialect_options(self, dispatch: Dispatch) -> Mapping[str, str]:
@@ -302,10 +300,8 @@ class TritonAdapter(HttpAdapter):
         payload |= _offer(model, "exclude", True)
         # Where a request may have one answer only, asking for more is an error.
         payload |= _offer(model, "stream", model.decoupled)
-        if dispatch.seed is not None:
-            # One that was drawn here is of no use to an engine that takes none.
-            put = _offer if task.seed is None else _put
-            payload |= put(model, "seed", dispatch.seed)
+        if (seed := _seed(model, dispatch)) is not None:
+            payload |= _put(model, "seed", seed)
         payload |= _extensions(model, dispatch)
         return f"{_path(model.name)}/generate_stream", payload
 
@@ -398,6 +394,21 @@ def _put(model: TritonModel, parameter: str, value: Any, field: str = "") -> dic
     if not found:
         raise Unsupported(field or parameter, f"the model {model.name} has no input for it")
     return found
+
+
+def _seed(model: TritonModel | None, dispatch: Dispatch) -> int | None:
+    """Return the seed to send: the task's own as it is, a drawn one within the input's range.
+
+    One that was drawn is of no use to a model that takes none: None, then.
+    """
+    if model is None or dispatch.seed is None or dispatch.task.seed is not None:
+        return dispatch.seed
+    name = model.input("seed")
+    if name is None:
+        return None
+    highest = model.highest(name)
+    # Ranges end below a power of two: what is left is drawn as evenly.
+    return dispatch.seed if highest is None else dispatch.seed % (highest + 1)
 
 
 def _sampling(model: TritonModel, dispatch: Dispatch) -> dict[str, Any]:

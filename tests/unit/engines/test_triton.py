@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -346,6 +347,21 @@ async def test_a_model_without_a_seed() -> None:
         answer = await (await adapter.submit(triton())).collect()
         assert answer.seed is None
         assert (await adapter.capabilities()).features["seed"].value is False
+
+
+@pytest.mark.parametrize(
+    ("kind", "highest"),
+    [("TYPE_INT32", 2**31 - 1), ("TYPE_UINT32", 2**32 - 1), ("TYPE_UINT64", 2**63 - 1)],
+)
+async def test_a_drawn_seed_fits_the_input_and_is_the_one_reported(kind: str, highest: int) -> None:
+    model = config(inputs={**INFLIGHT, "seed": kind})
+    async with serving(model, rng=random.Random(5)) as (adapter, server):
+        answers = [await (await adapter.submit(triton())).collect() for _ in range(8)]
+        requests = server.requests("/v2/models/tensorrt_llm_bls/generate_stream")
+    seeds = [request.json["seed"] for request in requests]
+    assert seeds == [answered.seed for answered in answers]
+    assert len(set(seeds)) == 8
+    assert highest // 16 < max(seeds) <= highest
 
 
 async def test_a_seed_that_does_not_fit_is_refused_before_it_is_sent() -> None:
