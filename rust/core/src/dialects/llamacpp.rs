@@ -38,7 +38,7 @@ struct Frame<'a> {
     stop: bool,
     tokens_predicted: Option<u64>,
     tokens_evaluated: Option<u64>,
-    stop_type: Option<RawStr<'a>>,
+    stop_type: Option<&'a str>,
     is_progress: bool,
     is_error: bool,
     stopping_word: Option<RawStr<'a>>,
@@ -69,7 +69,7 @@ impl<'a> Frame<'a> {
                     frame.holes[2] = frame.tokens_predicted.map(|_| reader.digits_span());
                 }
                 "tokens_evaluated" => frame.tokens_evaluated = reader.u64_or_null()?,
-                "stop_type" => frame.stop_type = reader.string_or_null()?,
+                "stop_type" => frame.stop_type = super::finish_word(reader)?,
                 "stopping_word" => frame.stopping_word = reader.string_or_null()?,
                 "timings" => frame.cached = read_cached(reader)?,
                 "prompt_progress" => frame.is_progress = reader.skip_some()?,
@@ -158,8 +158,8 @@ impl FrameParser for LlamaCpp {
                 sink.stop_reason(word.value_in(&mut self.scratch));
             }
             if let Some(raw) = frame.stop_type {
-                let raw = raw.value_in(&mut self.scratch);
-                sink.finish_reason(FinishReason::from_engine(raw), raw);
+                let raw = super::plain_value(raw);
+                sink.finish_reason(FinishReason::from_engine(&raw), &raw);
             }
             sink.end();
         } else if let ([Some(content), Some(token), Some(predicted)], false) =

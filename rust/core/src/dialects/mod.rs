@@ -173,6 +173,13 @@ impl FrameParser for Dialect {
     }
 }
 
+/// A finish reason as sent, whatever type it has: one that nobody knows must not fail a stream. None
+/// for null and for "", which TGI and Ollama say until there is one.
+fn finish_word<'a>(reader: &mut Reader<'a>) -> Result<Option<&'a str>, JsonError> {
+    let raw = reader.raw_value()?;
+    Ok((raw != "null" && raw != "\"\"").then_some(raw))
+}
+
 /// A JSON value as text: a string's value, anything else as sent.
 fn plain_value(raw: &str) -> Cow<'_, str> {
     Reader::new(raw).string().map_or(Cow::Borrowed(raw), RawStr::value)

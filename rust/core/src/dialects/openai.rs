@@ -66,7 +66,7 @@ struct Choice<'a> {
     index: Option<u64>,
     text: Option<Placed<'a>>,
     delta: Delta<'a>,
-    finish_reason: Option<RawStr<'a>>,
+    finish_reason: Option<&'a str>,
     /// The stop word or token id that was matched, as sent.
     matched: Option<&'a str>,
     /// How many ids the chunk lists.
@@ -149,11 +149,7 @@ impl<'a> Choice<'a> {
                 "index" => choice.index = reader.u64_or_null()?,
                 "text" => choice.text = placed(reader)?,
                 "delta" => choice.delta = Delta::read(reader)?,
-                "finish_reason" => {
-                    // TGI and Ollama say "" until there is one.
-                    choice.finish_reason =
-                        reader.string_or_null()?.filter(|reason| !reason.is_empty());
-                }
+                "finish_reason" => choice.finish_reason = super::finish_word(reader)?,
                 "stop_reason" | "matched_stop" => {
                     choice.matched = Some(reader.raw_value()?).filter(|value| *value != "null");
                 }
@@ -325,7 +321,7 @@ impl FrameParser for OpenAi {
             sink.stop_reason(&super::plain_value(matched));
         }
         if let Some(raw) = choice.finish_reason {
-            match raw.value_in(&mut self.scratch) {
+            match &*super::plain_value(raw) {
                 // The engine was stopped, or failed; it is not the model that ended.
                 "abort" | "error" => sink.aborted(&EngineError::default()),
                 raw => sink.finish_reason(FinishReason::from_engine(raw), raw),

@@ -179,7 +179,7 @@ impl<'a> Finish<'a> {
             Kind::Null => return reader.skip().map(|()| None),
             // Versions before the object.
             Kind::String => finish.r#type = Some(reader.string()?),
-            _ => reader.object(|key, reader| {
+            Kind::Object => reader.object(|key, reader| {
                 match key {
                     "type" => finish.r#type = reader.string_or_null()?,
                     "matched" => finish.matched = Some(reader.raw_value()?),
@@ -189,6 +189,8 @@ impl<'a> Finish<'a> {
                 }
                 Ok(())
             })?,
+            // It has finished, for a reason nobody knows.
+            _ => reader.skip()?,
         }
         Ok(Some(finish))
     }

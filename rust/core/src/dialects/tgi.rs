@@ -40,7 +40,7 @@ struct Token<'a> {
 
 #[derive(Default)]
 struct Details<'a> {
-    finish_reason: Option<RawStr<'a>>,
+    finish_reason: Option<&'a str>,
     generated_tokens: Option<u64>,
     input_length: Option<u64>,
 }
@@ -99,7 +99,7 @@ impl<'a> Details<'a> {
         }
         reader.object(|key, reader| {
             match key {
-                "finish_reason" => details.finish_reason = reader.string_or_null()?,
+                "finish_reason" => details.finish_reason = super::finish_word(reader)?,
                 "generated_tokens" => details.generated_tokens = reader.u64_or_null()?,
                 "input_length" => details.input_length = reader.u64_or_null()?,
                 _ => reader.skip()?,
@@ -142,8 +142,8 @@ impl FrameParser for Tgi {
                 sink.tokens_out(tokens);
             }
             if let Some(raw) = details.finish_reason {
-                let raw = raw.value_in(&mut self.scratch);
-                sink.finish_reason(FinishReason::from_engine(raw), raw);
+                let raw = super::plain_value(raw);
+                sink.finish_reason(FinishReason::from_engine(&raw), &raw);
             }
             sink.end();
         }
