@@ -7,6 +7,7 @@ mod logprobs;
 mod openai;
 mod options;
 mod sglang;
+mod stop_text;
 mod tgi;
 mod triton;
 

@@ -4,9 +4,12 @@
 //!   text is no part of the answer.
 //! * The last frame is the one whose `generated_text` is not null. Its `details` say why it ended
 //!   and how many tokens there were, if the request asked for them. There is no `[DONE]`.
+//! * A stop text that was matched is streamed like any other token. With the option `stop`, a JSON
+//!   list of the stop texts, it is left out, as other engines leave it out.
 //! * Every error comes inside a 200, as `{"error", "error_type"}`.
 
-use super::options::{DialectError, Pairs, Wanted};
+use super::options::{DialectError, Pairs, WANTED, Wanted, bad_value};
+use super::stop_text::StopText;
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
 use crate::event::{Channel, FinishReason, Logprob};
@@ -18,6 +21,8 @@ use crate::stream::{Count, FrameSink};
 #[derive(Debug, Default)]
 pub struct Tgi {
     wanted: Wanted,
+    stop: Option<StopText>,
+    certain: String,
     scratch: String,
 }
 
@@ -45,9 +50,22 @@ struct Details<'a> {
     input_length: Option<u64>,
 }
 
+const OPTIONS: [&str; 3] = [WANTED[0], WANTED[1], "stop"];
+
 impl Tgi {
     pub(crate) fn new(options: Pairs<'_>) -> Result<Self, DialectError> {
-        Ok(Self { wanted: Wanted::read("tgi", options)?, ..Self::default() })
+        let mut tgi = Self::default();
+        for (option, value) in options {
+            if option == "stop" {
+                let stop = StopText::from_json(value);
+                tgi.stop = Some(stop.map_err(|_| bad_value("stop", "a JSON list of strings"))?);
+            } else if !tgi.wanted.take(option, value)? {
+                let option = option.to_owned();
+                let known = &OPTIONS;
+                return Err(DialectError::UnknownOption { dialect: "tgi", option, known });
+            }
+        }
+        Ok(tgi)
     }
 
     fn parse<'a>(&self, text: &'a str) -> Result<Frame<'a>, JsonError> {
@@ -114,6 +132,9 @@ impl FrameParser for Tgi {
     fn frame(&mut self, event: &SseEvent<'_>, sink: &mut FrameSink<'_>) -> Result<(), JsonError> {
         let frame = self.parse(event.data)?;
         if frame.is_error {
+            if let Some(stop) = &mut self.stop {
+                sink.text(Channel::Content, &stop.rest(false));
+            }
             sink.error(&EngineError::from_error_value(event.data));
             return Ok(());
         }
@@ -129,12 +150,21 @@ impl FrameParser for Tgi {
                 logprob.top = frame.top;
                 sink.logprob(logprob);
             }
-            if !token.special {
-                sink.text(Channel::Content, text);
+            match &mut self.stop {
+                _ if token.special => {}
+                None => sink.text(Channel::Content, text),
+                Some(stop) => {
+                    stop.push(text, &mut self.certain);
+                    sink.text(Channel::Content, &self.certain);
+                }
             }
         }
         if frame.is_last {
             let details = frame.details;
+            if let Some(stop) = &mut self.stop {
+                let is_stopped = details.finish_reason == Some("\"stop_sequence\"");
+                sink.text(Channel::Content, &stop.rest(is_stopped));
+            }
             if let Some(tokens) = details.input_length {
                 sink.tokens_in(tokens);
             }

@@ -1,0 +1,89 @@
+//! Stop texts of engines that leave them in the answer.
+
+use crate::json::{JsonError, Reader};
+
+/// Holds back what may become a stop text, so that one that does can be left out.
+#[derive(Default)]
+pub(crate) struct StopText {
+    stops: Vec<String>,
+    held: String,
+}
+
+// Generated text never reaches a log through `{:?}`.
+impl std::fmt::Debug for StopText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StopText").field("stops", &self.stops.len()).finish_non_exhaustive()
+    }
+}
+
+impl StopText {
+    /// The stop texts in a JSON list of strings.
+    pub(crate) fn from_json(list: &str) -> Result<Self, JsonError> {
+        let mut stops = Vec::new();
+        let mut reader = Reader::new(list);
+        reader.array(|_, reader| {
+            stops.push(reader.string()?.value().into_owned());
+            Ok(())
+        })?;
+        reader.end()?;
+        stops.retain(|stop| !stop.is_empty());
+        Ok(Self { stops, held: String::new() })
+    }
+
+    /// Takes a text and moves what is certain into `out`.
+    pub(crate) fn push(&mut self, text: &str, out: &mut String) {
+        self.held.push_str(text);
+        let begins_a_stop =
+            |(at, _): &(usize, char)| self.held.get(*at..).is_some_and(|tail| self.may_stop(tail));
+        let certain = self.held.char_indices().find(begins_a_stop);
+        let certain = certain.map_or(self.held.len(), |(at, _)| at);
+        out.clear();
+        out.extend(self.held.drain(..certain));
+    }
+
+    /// What was held back, without the stop text if that is why the stream ended.
+    pub(crate) fn rest(&mut self, is_stopped: bool) -> String {
+        let mut held = std::mem::take(&mut self.held);
+        if is_stopped
+            && let Some(stop) = self.stops.iter().find(|stop| held.ends_with(stop.as_str()))
+        {
+            held.truncate(held.len() - stop.len());
+        }
+        held
+    }
+
+    /// Whether `tail` is the beginning of a stop text.
+    fn may_stop(&self, tail: &str) -> bool {
+        self.stops.iter().any(|stop| stop.starts_with(tail))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(texts: &[&str], is_stopped: bool) -> (String, String) {
+        let mut stop = StopText::from_json(r#"["STOP","é."]"#).unwrap();
+        let (mut all, mut out) = (String::new(), String::new());
+        for text in texts {
+            stop.push(text, &mut out);
+            all.push_str(&out);
+        }
+        (all, stop.rest(is_stopped))
+    }
+
+    #[test]
+    fn a_stop_text_is_left_out_however_it_is_cut() {
+        for texts in [&["ab", "STOP"][..], &["abS", "T", "OP"], &["abSTOP"]] {
+            assert_eq!(run(texts, true), ("ab".into(), String::new()), "{texts:?}");
+        }
+        assert_eq!(run(&["é", "é."], true), ("é".into(), String::new()));
+    }
+
+    #[test]
+    fn what_only_looked_like_one_is_handed_on() {
+        assert_eq!(run(&["aST", "x"], false), ("aSTx".into(), String::new()));
+        assert_eq!(run(&["aST"], false), ("a".into(), "ST".into()));
+        assert_eq!(run(&["SSTOP"], false), ("S".into(), "STOP".into()));
+    }
+}
