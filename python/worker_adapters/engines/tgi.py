@@ -213,7 +213,10 @@ class TgiAdapter(HttpAdapter):
             raise Unsupported("token_ids", "the chat route has none")
         given = dispatch.sampling()
         # The route takes presence_penalty, for something else: a repetition penalty less 2.
-        _refuse_without_effect(given, ("presence_penalty", "min_p", "top_k"))
+        _refuse_without_effect(given, ("presence_penalty", "min_p"))
+        greedy = given.get("temperature") == 0
+        if not greedy:
+            _refuse_without_effect(given, ("top_k",))
         if given.get("repeat_penalty", 1) != 1:
             raise Unsupported("sampling.repeat_penalty", "the chat route has none")
         payload: dict[str, Any] = {
@@ -228,7 +231,8 @@ class TgiAdapter(HttpAdapter):
         for name in ("temperature", "frequency_penalty"):
             if (value := given.get(name)) is not None:
                 payload[name] = value
-        if (top_p := given.get("top_p")) is not None and top_p < 1:
+        # With a temperature of 0 the server would draw as soon as this is there.
+        if (top_p := given.get("top_p")) is not None and top_p < 1 and not greedy:
             payload["top_p"] = top_p
         if extensions.constraint is not None:
             payload["response_format"] = _grammar(extensions.constraint)

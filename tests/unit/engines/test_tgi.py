@@ -170,6 +170,18 @@ async def test_strict_is_greedy_unless_the_profile_says_otherwise(adapter: TgiAd
     assert parameters["stop"] == ["END"]
 
 
+async def test_a_conversation_at_temperature_0_is_greedy(adapter: TgiAdapter) -> None:
+    sampling = {"temperature": 0, "top_p": 0.5, "top_k": 5}
+    payload = sent(adapter, tgi({"messages": [HELLO], "sampling": sampling}))
+    assert payload["temperature"] == 0
+    assert not {"top_p", "top_k"} & payload.keys()
+    sampling["temperature"] = 0.5
+    with pytest.raises(Unsupported, match="top_k"):
+        sent(adapter, tgi({"messages": [HELLO], "sampling": sampling}))
+    strict = tgi({"messages": [HELLO], "sampling": {"top_p": 0.5}}, determinism="strict")
+    assert "top_p" not in sent(adapter, strict)
+
+
 async def test_extensions(adapter: TgiAdapter) -> None:
     asked = tgi({"stop": ["\n"], "logprobs": 2, "token_ids": True, "lora": "style"})
     parameters = sent(adapter, asked)
