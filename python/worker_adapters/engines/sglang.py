@@ -217,8 +217,8 @@ class SglangAdapter(HttpAdapter):
         found: dict[str, tuple[bool | str, str | None]] = {
             "seed": (deterministic, "deterministic"),
             "determinism": ("strict" if deterministic else "best_effort", "deterministic"),
-            "tools": (has_chat and details.get("tools") is True, "tools"),
-            "tool_choice": (has_chat and details.get("tools") is True, "tools"),
+            "tools": (has_chat and _has_tools(identity), "tools"),
+            "tool_choice": (has_chat and _has_tools(identity), "tools"),
             "messages.image": (has_chat and details.get("images") is True, "images"),
             "lora": (details.get("lora") is True, "lora"),
             "priority": (details.get("priority") is True, "priority"),
@@ -318,8 +318,8 @@ class SglangAdapter(HttpAdapter):
         if (seed := self._seed(dispatch)) is not None:
             payload["seed"] = seed
         if extensions.tools is not None:
-            if details.get("tools") is False:
-                raise Unsupported("tools", "the server runs without --tool-call-parser")
+            if not _has_tools(identity):
+                raise Unsupported("tools", "the server tells of no --tool-call-parser")
             payload["tools"] = _chat.tool_list(extensions.tools)
         if extensions.tool_choice is not None:
             payload["tool_choice"] = _chat.tool_choice(extensions.tool_choice)
@@ -366,11 +366,16 @@ class SglangAdapter(HttpAdapter):
         return super()._decoder(dispatch, context, call)
 
     def _seed(self, dispatch: Dispatch) -> int | None:
-        """Return the seed where the server has a field for one; 500 is what it says elsewhere."""
+        """Return the seed where the server has a field for one; 500 is what it says elsewhere.
+
+        Raises Unsupported there for a seed of the task's own.
+        """
         identity = dispatch.identity
-        return (
-            dispatch.seed if identity is not None and "deterministic" in identity.details else None
-        )
+        if identity is not None and "deterministic" in identity.details:
+            return dispatch.seed
+        if dispatch.task.seed is not None:
+            raise Unsupported("seed", "the server has no field for one")
+        return None
 
     def _abort_request(self, dispatch: Dispatch) -> Request | None:
         """Return the request that aborts this one, and no other: ids are never a prefix of one."""
@@ -432,6 +437,11 @@ def _can(identity: WorkerIdentity | None, name: str) -> bool:
         # Ids since the last frame beside all the text so far, up to 0.5.8.
         return False
     return tuple(int(part) for part in release[1].split(".")) >= _SINCE[name]
+
+
+def _has_tools(identity: WorkerIdentity | None) -> bool:
+    """Whether the server says that it reads tool calls: else they would come as plain text."""
+    return identity is not None and identity.details.get("tools") is True
 
 
 def _details(info: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, bool | int]:

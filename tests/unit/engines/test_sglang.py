@@ -173,6 +173,34 @@ async def test_a_seed_goes_only_where_there_is_a_field_for_it(adapter: SglangAda
         assert "sampling_seed" not in payload.get("sampling_params", {})
 
 
+async def test_a_seed_of_the_task_s_own_is_not_dropped(adapter: SglangAdapter) -> None:
+    old = {name: value for name, value in DETAILS.items() if name != "deterministic"}
+    for asked in (sglang(seed=7), sglang({"messages": [HELLO]}, seed=7)):
+        with pytest.raises(Unsupported) as refusal:
+            adapter._completion(dispatch(asked, version="0.4.10.post2", details=old))
+        assert refusal.value.field == "seed"
+    # The server's flag decides what it is worth, not whether it is sent.
+    assert sent(adapter, sglang(seed=7))[1]["sampling_params"]["sampling_seed"] == 7
+
+
+async def test_tools_need_a_server_that_says_it_has_them(adapter: SglangAdapter) -> None:
+    asked = sglang({"messages": [HELLO], "tools": [{"name": "a"}]})
+    untold = {name: value for name, value in DETAILS.items() if name != "tools"}
+    for details, has in (
+        (untold, False),
+        ({**untold, "tools": False}, False),
+        ({**untold, "tools": True}, True),
+    ):
+        made = dispatch(asked, version="0.5.20", details=details)
+        features = adapter._features(made.identity)
+        assert (features["tools"].value, features["tool_choice"].value) == (has, has)
+        if has:
+            assert adapter._completion(made)[1]["tools"]
+        else:
+            with pytest.raises(Unsupported, match="tools"):
+                adapter._completion(made)
+
+
 CONSTRAINTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"json_schema": SCHEMA}, {"json_schema": json.dumps(SCHEMA)}),
     ({"regex": "[a-z]+"}, {"regex": "[a-z]+"}),
@@ -500,6 +528,8 @@ async def test_a_seed_that_was_not_sent_is_not_reported() -> None:
     async with serving(routes) as (adapter, server):
         answered = await (await adapter.submit(sglang())).collect()
         [request] = server.requests("/generate")
+        with pytest.raises(AdapterError, match=r"sglang 0\.4\.10 does not support seed"):
+            await adapter.submit(sglang(seed=7))
     assert "sampling_seed" not in request.json["sampling_params"]
     assert answered.seed is None
 
