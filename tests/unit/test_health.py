@@ -14,7 +14,7 @@ from tests.unit.tasks import adapter, task
 from tests.unit.virtual_time import run as run_virtually
 from tests.unit.wire import LAST_CHUNK, PROPS, STREAM_HEAD, answer, final, playing
 from worker_adapters import AdapterError, ExpectedModel, Timeouts, WorkerHealth, WorkerIdentity
-from worker_adapters.engines._http import FLAP_SECONDS
+from worker_adapters.engines._http import CAPABILITIES_SECONDS, FLAP_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -230,6 +230,29 @@ async def test_another_model_gets_no_task() -> None:
         # It is asked again: another one may be loaded by now.
         whole = await (await made.submit(task())).collect()
         assert whole.model == "tiny"
+
+
+def test_an_engine_that_was_replaced_gets_no_task_once_what_it_told_is_old() -> None:
+    async def main() -> None:
+        clock = asyncio.get_running_loop().time
+        expect = ExpectedModel(name="tiny")
+        async with (
+            playing(serving(["tiny", "tiny", "other"])) as server,
+            adapter(server.url, expect=expect, clock=clock) as made,
+        ):
+            await (await made.submit(task())).collect()
+            await asyncio.sleep(CAPABILITIES_SECONDS - 1)
+            # A good probe has just asked: nobody has to again.
+            assert await made.health() == OK
+            await asyncio.sleep(CAPABILITIES_SECONDS - 1)
+            await (await made.submit(task())).collect()
+            assert len(server.requests("/props")) == 2
+            await asyncio.sleep(1)
+            with pytest.raises(AdapterError) as caught:
+                await made.submit(task())
+            assert caught.value.detail == "wrong_model"
+
+    run_virtually(main())
 
 
 @pytest.mark.parametrize("props", [answer("no", "404 Not Found"), answer("{}"), answer("[]")])

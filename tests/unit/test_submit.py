@@ -42,6 +42,7 @@ from worker_adapters import (
     WorkerIdentity,
     WorkerReset,
 )
+from worker_adapters.engines._http import CAPABILITIES_SECONDS
 from worker_adapters.transport import _httpx as module
 
 if TYPE_CHECKING:
@@ -244,6 +245,29 @@ async def test_the_engine_s_identity_is_asked_for_once() -> None:
         assert asked == 1
         assert await made.engine_version() == "b1-0c1e570"
         assert asked == 2
+
+
+def test_an_identity_is_asked_for_again_when_it_is_old() -> None:
+    builds = iter(["b1", "b2", "b3"])
+
+    async def script(connection: Connection) -> None:
+        while True:
+            request = await connection.request()
+            if request.path == "/props":
+                await connection.send(answer(json.dumps({"build_info": next(builds)})))
+            else:
+                await connection.send(STREAM_HEAD, final(0), LAST_CHUNK)
+
+    async def main() -> None:
+        clock = asyncio.get_running_loop().time
+        async with playing(script) as server, adapter(server.url, clock=clock) as made:
+            versions = []
+            for _ in range(4):
+                versions.append((await (await made.submit(task())).collect()).engine_version)
+                await asyncio.sleep(CAPABILITIES_SECONDS / 2)
+        assert versions == ["b1", "b1", "b2", "b2"]
+
+    run_virtually(main())
 
 
 class Once:

@@ -68,7 +68,7 @@ ABORT_SECONDS: Final = 2.0
 """How long the engine's own abort may take; the stream has ended whatever comes of it."""
 
 CAPABILITIES_SECONDS: Final = 30.0
-"""How old what the engine told of itself may be when capabilities are asked for."""
+"""How old what the engine told of itself may be, for capabilities and for a submit."""
 
 FLAP_SECONDS: Final = 10.0
 """For how long after a good probe a single bad one is not believed."""
@@ -153,7 +153,8 @@ class HttpAdapter(WorkerAdapter):
         self._transport: Transport = HttpxTransport(self.base_url, client=http_client)
         self._clock = clock
         self._rng = random.SystemRandom() if rng is None else rng
-        self._identity: WorkerIdentity | None = None
+        self._last_identity: WorkerIdentity | None = None
+        self._last_identity_at = 0.0
         self._asking: dict[tuple[AbstractEventLoop, Timeouts], Shared[_Told]] = {}
         """Who is being asked for the identity right now, for all submits that wait for it."""
         self._ready_at: float | None = None
@@ -169,6 +170,17 @@ class HttpAdapter(WorkerAdapter):
             f"{type(self).__name__}({self.base_url!r}, pool_id={self.pool_id!r}, "
             f"replica_id={self.replica_id!r})"
         )
+
+    @property
+    def _identity(self) -> WorkerIdentity | None:
+        """What the engine last said it is; None where that is too old to go by."""
+        if self._clock() - self._last_identity_at >= CAPABILITIES_SECONDS:
+            return None
+        return self._last_identity
+
+    @_identity.setter
+    def _identity(self, identity: WorkerIdentity | None) -> None:
+        self._last_identity, self._last_identity_at = identity, self._clock()
 
     # What an engine's own module says.
 
@@ -445,9 +457,12 @@ class HttpAdapter(WorkerAdapter):
         )
 
     async def _known_identity(self, call: Call) -> WorkerIdentity | None:
-        """Return the engine's identity, asked for once; None where it will not tell."""
-        if self._identity is not None:
-            return self._identity
+        """Return the engine's identity, at most `CAPABILITIES_SECONDS` old.
+
+        None where the engine will not tell. Whoever asks meanwhile waits for the same answer.
+        """
+        if (known := self._identity) is not None:
+            return known
         if call.cancelled:
             raise CancelledInFlightError
         asking = self._ask_for_all(call)
@@ -486,15 +501,17 @@ class HttpAdapter(WorkerAdapter):
         except WorkerError as error:
             if error.detail not in _NOT_TOLD:
                 raise
+            self._identity = None
             return None
 
     async def _refresh_identity(self, call: Call) -> WorkerIdentity:
         try:
-            self._identity = await self._ask_identity(call)
+            identity = await self._ask_identity(call)
         except WorkerError as error:
             self._forget_identity(error.kind)
             raise
-        return self._identity
+        self._identity = identity
+        return identity
 
     def _forget_identity(self, kind: str) -> None:
         """Whatever answers after a reset or an outage may be another build or another model."""
