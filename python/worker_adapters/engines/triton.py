@@ -30,6 +30,7 @@ from worker_adapters.engines._http import HttpAdapter
 from worker_adapters.engines._triton_errors import ERROR_RULES, RULES
 from worker_adapters.engines._triton_model import TritonModel
 from worker_adapters.errors import WorkerError
+from worker_adapters.extensions import Sampling
 from worker_adapters.transport import Headers, Request
 
 __all__ = ["ERROR_RULES", "RULES", "EmbeddingTensors", "TritonAdapter"]
@@ -239,9 +240,15 @@ class TritonAdapter(HttpAdapter):
             return {}
         facts: dict[str, bool | str] = {
             "streaming": model.decoupled,
-            "seed": model.input("seed") is not None,
-            "logprobs": model.input("logprobs") is not None,
-            "lora": model.input("lora") is not None,
+            **{
+                name: model.input(name) is not None for name in ("seed", "logprobs", "lora", "stop")
+            },
+            "sampling": any(model.input(name) is not None for name in Sampling.model_fields),
+            # Greedy is asked for by this one.
+            "determinism": "none" if model.input("top_k") is None else self.determinism,
+            **{f"constraint.{kind}": _can_guide(model) for kind in _GUIDES},
+            # The prompt may come back before the answer: nothing can be asked to leave it out.
+            "echo": model.flavour is not None and model.input("exclude") is None,
             "cancel": self._cancel_kind(model),
             "embeddings": self._embedding is not None,
         }
@@ -376,6 +383,10 @@ def _number(value: Any) -> float:
     if type(value) not in {int, float}:
         raise TypeError("not a number")
     return float(value)
+
+
+def _can_guide(model: TritonModel) -> bool:
+    return model.input("guide_type") is not None and model.input("guide") is not None
 
 
 def _offer(model: TritonModel, parameter: str, value: Any) -> dict[str, Any]:

@@ -423,6 +423,41 @@ async def test_what_a_model_has_no_input_for_is_refused(
         assert not server.requests(f"/v2/models/{model['name']}/generate_stream")
 
 
+FROM_INPUTS = {
+    "seed": "seed",
+    "logprobs": "return_log_probs",
+    "lora": "lora_task_id",
+    "stop": "stop_words",
+    "constraint.json_schema": "guided_decoding_guide",
+    "constraint.regex": "guided_decoding_guide_type",
+    "constraint.grammar": "guided_decoding_guide",
+}
+
+
+async def features(model: Mapping[str, Any]) -> dict[str, Any]:
+    async with serving(model) as (adapter, _):
+        told = (await adapter.capabilities()).features
+    assert all(told[name].source == "engine" for name in FROM_INPUTS)
+    return {name: feature.value for name, feature in told.items()}
+
+
+async def test_capabilities_are_what_the_model_has_inputs_for() -> None:
+    told = await features(config())
+    assert all(told[name] is True for name in (*FROM_INPUTS, "sampling"))
+    assert (told["echo"], told["constraint.choice"]) == (False, False)
+    assert told["determinism"] == "best_effort"
+    for name, without in FROM_INPUTS.items():
+        assert (await features(config(without=without)))[name] is False
+    assert (await features(config(without="top_k")))["determinism"] == "none"
+    assert (await features(config(without="exclude_input_in_output")))["echo"] is True
+    plain = await features(config(inputs={name: INFLIGHT[name] for name in sorted(REQUIRED)}))
+    assert not any(plain[name] for name in (*FROM_INPUTS, "sampling"))
+    llmapi = await features(LLMAPI)
+    assert [name for name in FROM_INPUTS if llmapi[name]] == [
+        name for name in ("seed", "stop") if TritonModel.read(LLMAPI).input(name)
+    ]
+
+
 async def test_every_connection_is_asked_to_close() -> None:
     async with serving(config()) as (adapter, server):
         await (await adapter.submit(triton())).collect()
