@@ -8,6 +8,7 @@ which version: constraints, token ids, request ids of our own and a route to abo
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, ClassVar, Final
 from uuid import uuid4
 
@@ -23,7 +24,7 @@ from worker_adapters.engines.openai import (
     Sampler,
     _listing,
 )
-from worker_adapters.errors import AdapterError, WorkerReset
+from worker_adapters.errors import AdapterError, WorkerError, WorkerReset
 from worker_adapters.transport import Headers, Request
 
 __all__ = ["ERROR_RULES", "RULES", "EngineLoad", "VllmAdapter"]
@@ -40,10 +41,12 @@ RANK_HEADER: Final[Version] = (0, 11, 1)
 CACHE_SALT: Final[Version] = (0, 9)
 ABORT_ROUTE: Final[Version] = (0, 11, 1)
 NEWEST: Final[Version] = (1_000_000,)
-"""Stands for a build that does not tell its version."""
+"""Stands for a build that says that it is of no release."""
 
 ABORT_PATH: Final = "/inference/v1/abort_requests"
 RUST_FRONT_END: Final = "vllm-frontend-rs"
+UNKNOWN: Final = "unknown"
+"""The version of a server that does not tell it."""
 
 METRIC_NAMES: Final[Mapping[str, Sequence[str]]] = {
     "running": ("vllm:num_requests_running",),
@@ -119,6 +122,7 @@ class VllmAdapter(OpenAiAdapter):
     def __init__(self, base_url: str, **options: Any) -> None:
         super().__init__(base_url, probe="route", **options)
         # What does not change while a server lives: asked for once, not with every identity.
+        self._asked_of = UNKNOWN
         self._aborts_by_id: bool | None = None
         self._seats: int | None = None
         self._asked_for_seats = False
@@ -159,15 +163,38 @@ class VllmAdapter(OpenAiAdapter):
         return EngineLoad.from_metrics(exposition.decode("utf-8", "replace"))
 
     async def _ask_identity(self, call: Call) -> WorkerIdentity:
-        version = await self._get_json("/version", call, lambda answer: str(answer["version"]))
+        version = await self._told_version(call)
         listing = await self._get_json(f"{self._prefix}/models", call, _listing)
         # Names of LoRA adapters are listed beside the model they belong to.
         own = [row for row in listing if row.get("parent") is None]
+        if version != self._asked_of:
+            # Another build than the one that was asked: what it can do is asked again.
+            self._asked_of, self._aborts_by_id, self._asked_for_seats = version, None, False
         if self._aborts_by_id is None:
-            could = _parsed(version) >= ABORT_ROUTE
-            self._aborts_by_id = could and await self._has_abort_route(call)
-        front_end = "rust" if _is_rust(own) else "python"
-        return self._described(version, own, front_end=front_end, aborts=self._aborts_by_id)
+            could = _is_since(_parsed(version), ABORT_ROUTE)
+            self._aborts_by_id = await self._has_abort_route(call) if could else False
+        return self._described(
+            version,
+            own,
+            front_end="rust" if _is_rust(own) else "python",
+            aborts=self._aborts_by_id is True,
+            loras=len(listing) - len(own),
+        )
+
+    async def _told_version(self, call: Call) -> str:
+        """Ask for the version; ``unknown`` where the server answers and does not tell.
+
+        Raises WorkerError.
+        """
+        try:
+            version = await self._get_json("/version", call, itemgetter("version"))
+        except AdapterError:
+            return UNKNOWN
+        except WorkerError as error:
+            if error.detail != "bad_json":
+                raise
+            return UNKNOWN
+        return version if isinstance(version, str) and version else UNKNOWN
 
     def _forget_identity(self, kind: str) -> None:
         super()._forget_identity(kind)
@@ -178,13 +205,15 @@ class VllmAdapter(OpenAiAdapter):
         # Several names of one model: any of them does, the first is the one in the metrics.
         return super()._chosen(listing) or (listing[0] if listing and self._model is None else {})
 
-    async def _has_abort_route(self, call: Call) -> bool:
-        """Ask for the abort of a request that there cannot be."""
+    async def _has_abort_route(self, call: Call) -> bool | None:
+        """Ask for the abort of a request that there cannot be; None where no answer comes."""
         body = b'{"request_ids":["cmpl-probe-%s-0"]}' % uuid4().hex.encode()
         try:
             await self._exchange(Request("POST", ABORT_PATH, self._headers(call), body), call)
         except AdapterError:
             return False
+        except WorkerError:
+            return None
         return True
 
     async def _max_num_seqs(self, call: Call) -> int | None:
@@ -196,18 +225,22 @@ class VllmAdapter(OpenAiAdapter):
 
     def _features(self, identity: WorkerIdentity | None) -> Mapping[str, Feature]:
         features = {**super()._features(identity), "metrics": Feature(value=True, source="adapter")}
-        if identity is None:
-            return features
-        version = _parsed(identity.engine_version)
-        is_rust = identity.details.get("front_end") == "rust"
+        version = None if identity is None else _parsed(identity.engine_version)
+        is_rust = identity is not None and identity.details.get("front_end") == "rust"
         by_version = {
-            "constraint.regex": version >= SAFE_GRAMMARS,
-            "constraint.grammar": version >= SAFE_GRAMMARS,
-            "token_ids": version >= TOKEN_IDS,
-            "data_parallel_rank": version >= RANK_HEADER and not is_rust,
+            "constraint.json_schema": version is not None,
+            "constraint.choice": version is not None,
+            "constraint.regex": _is_since(version, SAFE_GRAMMARS),
+            "constraint.grammar": _is_since(version, SAFE_GRAMMARS),
+            "token_ids": _is_since(version, TOKEN_IDS),
+            "data_parallel_rank": _is_since(version, RANK_HEADER) and not is_rust,
         }
         for name, has in by_version.items():
             features[name] = Feature(value=has, source="adapter")
+        if identity is None:
+            features["lora"] = Feature(value=False, source="adapter")
+            return features
+        features["lora"] = Feature(value=bool(identity.details.get("loras")), source="engine")
         kind = "close+abort" if identity.details.get("aborts") else "close"
         features["cancel"] = Feature(value=kind, source="engine")
         return features
@@ -221,14 +254,14 @@ class VllmAdapter(OpenAiAdapter):
         if extensions.lora is not None:
             payload["model"] = extensions.lora
         if extensions.token_ids:
-            if version < TOKEN_IDS:
-                raise Unsupported("token_ids")
+            if not _is_since(version, TOKEN_IDS):
+                raise Unsupported("token_ids", _why(version))
             payload["return_token_ids"] = True
         if extensions.priority is not None:
             # vLLM takes the lowest first, and refuses any but 0 unless it schedules by priority.
             payload["priority"] = -extensions.priority
         is_cold = dispatch.task.kv_hint == "cold" or dispatch.task.determinism == "strict"
-        if is_cold and version >= CACHE_SALT:
+        if is_cold and _is_since(version, CACHE_SALT):
             # Nothing that another request has cached is found under a salt of our own.
             payload["cache_salt"] = dispatch.request_id
         return path, payload
@@ -242,6 +275,8 @@ class VllmAdapter(OpenAiAdapter):
         constraint, version = dispatch.extensions.constraint, _version_of(dispatch)
         if constraint is None:
             return {}
+        if version is None:
+            raise Unsupported(f"constraint.{constraint.kind}", _why(version))
         if constraint.kind in {"regex", "grammar"} and version < SAFE_GRAMMARS:
             raise Unsupported(f"constraint.{constraint.kind}", "a malformed one ends this engine")
         name = "json" if constraint.kind == "json_schema" else constraint.kind
@@ -261,14 +296,17 @@ class VllmAdapter(OpenAiAdapter):
         ]
         rank = dispatch.extensions.data_parallel_rank
         if rank is not None:
-            if _version_of(dispatch) < RANK_HEADER or _is_behind_rust(dispatch):
-                raise Unsupported("data_parallel_rank")
+            version = _version_of(dispatch)
+            if not _is_since(version, RANK_HEADER) or _is_behind_rust(dispatch):
+                raise Unsupported("data_parallel_rank", _why(version))
             headers.append((b"X-data-parallel-rank", _ascii(str(rank))))
         return headers
 
     def _abort_request(self, dispatch: Dispatch) -> Request | None:
         identity = dispatch.identity
         if identity is None or not identity.details.get("aborts"):
+            return None
+        if not dispatch.request_id:
             return None
         if dispatch.extensions.messages is None:
             # Each prompt of a completion is a request of its own.
@@ -278,17 +316,29 @@ class VllmAdapter(OpenAiAdapter):
         return Request("POST", ABORT_PATH, body=b'{"request_ids":["%s"]}' % _ascii(own))
 
 
-def _parsed(version: str) -> Version:
-    """Return the release a version belongs to; a build without one counts as the newest."""
-    release = re.match(r"\d+(?:\.\d+)*", version)
-    if release is None or re.match(r"0\.[01]\.(dev|0\b)", version):
+def _parsed(version: str) -> Version | None:
+    """Return the release a version belongs to; None for one that is not known.
+
+    A build from source says that it is of no release, and counts as the newest.
+    """
+    if re.match(r"dev\b|0\.[01]\.(dev|0\b)", version):
         return NEWEST
-    return tuple(int(number) for number in release[0].split("."))
+    release = re.match(r"\d+(?:\.\d+)*", version)
+    return None if release is None else tuple(int(number) for number in release[0].split("."))
 
 
-def _version_of(dispatch: Dispatch) -> Version:
+def _is_since(version: Version | None, since: Version) -> bool:
+    """Whether a version has what came then; one that is not known has nothing for certain."""
+    return version is not None and version >= since
+
+
+def _why(version: Version | None) -> str:
+    return "the server does not tell its version" if version is None else ""
+
+
+def _version_of(dispatch: Dispatch) -> Version | None:
     identity = dispatch.identity
-    return NEWEST if identity is None else _parsed(identity.engine_version)
+    return None if identity is None else _parsed(identity.engine_version)
 
 
 def _is_rust(listing: Iterable[Mapping[str, Any]]) -> bool:

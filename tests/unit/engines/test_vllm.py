@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.conftest import CAPTURES
-from tests.unit.engines.played import capture, engine
+from tests.unit.engines.played import NOT_FOUND, capture, engine
 from tests.unit.engines.tasking import HELLO, dispatch, payload, task
 from tests.unit.wire import STREAM_HEAD, Connection, Received, Server, answer, chunk, eventually
-from worker_adapters import AdapterError, PoolUnavailable, SamplerProfile, WorkerReset
+from worker_adapters import AdapterError, PoolUnavailable, SamplerProfile, WorkerProps, WorkerReset
+from worker_adapters.capabilities import Feature
 from worker_adapters.engines._dispatch import Unsupported
-from worker_adapters.engines.vllm import ABORT_PATH, EngineLoad, VllmAdapter, _parsed
+from worker_adapters.engines.vllm import ABORT_PATH, NEWEST, EngineLoad, VllmAdapter, _parsed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -277,9 +279,76 @@ def test_versions(version: str, release: tuple[int, ...]) -> None:
     assert _parsed(version) == release
 
 
-@pytest.mark.parametrize("version", ["0.1.dev20175+g2573878a3.d20260821", "dev", "unknown"])
-def test_a_build_without_a_release_counts_as_the_newest(version: str) -> None:
-    assert _parsed(version) > (1000,)
+@pytest.mark.parametrize("version", ["0.1.dev20175+g2573878a3.d20260821", "dev"])
+def test_a_build_that_says_it_is_of_no_release_counts_as_the_newest(version: str) -> None:
+    assert _parsed(version) == NEWEST
+
+
+@pytest.mark.parametrize("version", ["unknown", "", "of mine"])
+def test_what_is_no_version_is_not_known(version: str) -> None:
+    assert _parsed(version) is None
+
+
+BY_VERSION: Mapping[str, Any] = {
+    "constraint.json_schema": {"constraint": {"json_schema": SCHEMA}},
+    "constraint.regex": {"constraint": {"regex": "a+"}},
+    "constraint.grammar": {"constraint": {"grammar": "root ::= 'a'"}},
+    "constraint.choice": {"constraint": {"choice": ["a", "b"]}},
+    "token_ids": {"token_ids": True},
+    "data_parallel_rank": {"data_parallel_rank": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [NOT_FOUND, answer("no", status="403 Forbidden"), answer("{}"), answer("no")],
+)
+async def test_a_server_that_hides_its_version(told: bytes) -> None:
+    routes: dict[str, Answering] = {
+        "GET /version": told,
+        COMPLETIONS: capture("vllm/vllm032-comp-seed-stream"),
+    }
+    async with serving("vllm032", routes) as (adapter, server):
+        identity = await adapter.identity()
+        assert (identity.engine_version, identity.model, identity.ctx_max) == (
+            *("unknown", "tiny", 512),
+        )
+        features = (await adapter.capabilities()).features
+        for field, extensions in BY_VERSION.items():
+            with pytest.raises(AdapterError, match=field) as caught:
+                await adapter.submit(vllm(extensions))
+            assert (caught.value.detail, caught.value.processed) == ("unsupported", "no")
+            assert features[field] == Feature(value=False, source="adapter")
+        assert server.requests("/v1/completions") == server.requests(ABORT_PATH) == []
+        # A hint is not refused, and what every version takes is sent.
+        await (await adapter.submit(vllm(kv_hint="cold"))).collect()
+        (sent,) = server.requests("/v1/completions")
+    assert sent.json["model"] == "tiny"
+    assert "cache_salt" not in sent.json
+
+
+async def test_without_an_identity_nothing_depends_on_a_version(adapter: VllmAdapter) -> None:
+    features = adapter._describe(None, WorkerProps()).features
+    for field, extensions in BY_VERSION.items():
+        unknown = replace(dispatch(vllm(extensions)), identity=None)
+        built: Any = adapter._completion
+        if field == "data_parallel_rank":
+            built = adapter._submit_headers
+        with pytest.raises(Unsupported) as caught:
+            built(unknown)
+        assert caught.value.field == field
+        assert not features[field].value
+
+
+async def test_lora_where_the_server_lists_one() -> None:
+    rows = [{"id": "tiny"}, {"id": "poet", "parent": "tiny"}]
+    for listed, has in ((rows, True), (rows[:1], False)):
+        routes: dict[str, Answering] = {
+            "GET /v1/models": answer(json.dumps({"object": "list", "data": listed}))
+        }
+        async with serving("vllm032", routes) as (adapter, _):
+            told = await adapter.capabilities()
+        assert told.features["lora"] == Feature(value=has, source="engine")
 
 
 # What recorded servers come to.
@@ -617,3 +686,41 @@ async def test_no_abort_is_sent_where_the_route_is_switched_off() -> None:
         # The one request is the probe, and it names an id.
         (probe,) = server.requests(ABORT_PATH)
         assert probe.json["request_ids"]
+
+
+async def test_a_probe_of_the_abort_route_that_fails_harms_no_task() -> None:
+    answers = [answer("{}", status="503 Busy"), answer("{}")]
+
+    async def flaky(connection: Connection, _: Received) -> None:
+        await connection.send(answers.pop(0))
+
+    routes: dict[str, Answering] = {
+        f"POST {ABORT_PATH}": flaky,
+        COMPLETIONS: capture("vllm/vllm032-comp-seed-stream"),
+    }
+    async with serving("vllm032", routes) as (adapter, _):
+        await (await adapter.submit(vllm())).collect()
+        assert adapter._identity is not None
+        assert adapter._identity.details["aborts"] is False
+        # That was no answer: it is asked again, and then it is known.
+        for _ in range(2):
+            assert (await adapter.identity()).details["aborts"] is True
+    assert answers == []
+
+
+async def test_another_build_is_asked_again_for_its_abort_route() -> None:
+    versions = ["0.32.0", "0.33.0"]
+
+    async def upgraded(connection: Connection, _: Received) -> None:
+        await connection.send(answer(json.dumps({"version": versions.pop(0)})))
+
+    async with serving("vllm032", {"GET /version": upgraded}) as (adapter, server):
+        for _ in range(2):
+            await adapter.identity()
+        assert len(server.requests(ABORT_PATH)) == 2
+
+
+async def test_an_abort_without_an_id_is_never_sent(adapter: VllmAdapter) -> None:
+    able = dispatch(vllm(), details={"aborts": True})
+    assert adapter._abort_request(able) is not None
+    assert adapter._abort_request(replace(able, request_id="")) is None
