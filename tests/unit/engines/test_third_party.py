@@ -24,6 +24,7 @@ from worker_adapters.engines.base import (
     Request,
     Unsupported,
 )
+from worker_adapters.extensions import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -75,13 +76,14 @@ class AcmeAdapter(HttpAdapter):
 
     def _completion(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
         sampling = dispatch.sampling()
-        if sampling.get("min_p"):
-            raise Unsupported("sampling.min_p")
+        heat = sampling.pop("temperature", 1.0)
+        for name in sampling:
+            raise Unsupported(f"sampling.{name}", "the server takes a temperature only")
         return "/v2/generate", {
             "ref": dispatch.request_id,
             "prompt": dispatch.task.prompt,
             "limit": dispatch.task.max_tokens,
-            "heat": sampling.get("temperature", 1.0),
+            "heat": heat,
             "until": dispatch.stop(),
             "seed": dispatch.seed,
         }
@@ -144,10 +146,12 @@ async def test_it_does_what_every_adapter_does() -> None:
     async with engine(routes(stream(FRAMES))) as server, AcmeAdapter(server.url) as adapter:
         assert (await adapter.health()).ready
         assert await adapter.engine_version() == "2.1"
-        running = await adapter.submit(acme({"stop": ["END"], "token_ids": True}, seed=5))
+        wanted = {"stop": ["END"], "token_ids": True, "sampling": {"temperature": 0.5}}
+        running = await adapter.submit(acme(wanted, seed=5))
         answered = await running.collect()
         [request] = server.requests("/v2/generate")
         capabilities = await adapter.capabilities()
+    assert request.json["heat"] == 0.5
     assert (request.json["until"], request.json["limit"]) == (["END"], 16)
     assert answered.text == "hello"
     assert [event.t for event in answered.events if event.kind == "token"] == ["hel", "lo"]
@@ -175,7 +179,11 @@ async def test_what_it_does_not_translate_is_refused() -> None:
     async with engine(routes(stream(FRAMES))) as server, AcmeAdapter(server.url) as adapter:
         for asked, field in (
             (acme({"priority": 1}), "priority"),
-            (acme({"sampling": {"min_p": 0.1}}), "sampling.min_p"),
+            *(
+                (acme({"sampling": {"temperature": 0.5, name: 0.5}}), f"sampling.{name}")
+                for name in Sampling.model_fields.keys() - {"temperature", "top_k"}
+            ),
+            (acme({"sampling": {"top_k": 5}}), "sampling.top_k"),
             (acme(workload="embedding"), "workload embedding"),
         ):
             with pytest.raises(AdapterError, match=rf"acme 2\.1 does not support {field}"):
