@@ -6,14 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.real.triton.support import ensure_installed
 from worker_adapters.engines.triton import EmbeddingTensors, TritonAdapter
 from worker_adapters.testing.conformance import CHECKS, Check, Subject
-from worker_adapters.testing.triton import (
-    EngineNotInstalledError,
-    TritonServer,
-    install,
-    why_unavailable,
-)
+from worker_adapters.testing.triton import TritonServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,13 +40,7 @@ SOMETIMES = {"logprobs": "llmapi"}
 @pytest.fixture(scope="module")
 def server() -> Iterator[TritonServer]:
     """Every stand-in on one server; skips a machine that cannot run it, and says why."""
-    reason = why_unavailable(system_packages=True)
-    if reason is not None:
-        pytest.skip(reason)
-    try:
-        install(system_packages=True)
-    except EngineNotInstalledError as error:
-        pytest.fail(str(error))
+    ensure_installed()
     with TritonServer() as running:
         yield running
 

@@ -6,12 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from worker_adapters.testing.triton import (
-    EngineNotInstalledError,
-    TritonServer,
-    install,
-    why_unavailable,
-)
+from tests.real.triton.support import ensure_installed
+from worker_adapters.testing.triton import TritonServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,17 +15,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def installed() -> None:
-    """Install the server, with what the system lacks of it where that is allowed.
-
-    A machine that cannot run it skips; one that can and fails to install it fails.
-    """
-    reason = why_unavailable(system_packages=True)
-    if reason is not None:
-        pytest.skip(reason)
-    try:
-        install(system_packages=True)
-    except EngineNotInstalledError as error:
-        pytest.fail(str(error))
+    """Install the server. See `ensure_installed`."""
+    ensure_installed()
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import pytest
+
 from worker_adapters.engines.triton import TritonAdapter
 from worker_adapters.extensions import Extensions
+from worker_adapters.testing.triton import EngineNotInstalledError, install, why_unavailable
 from worker_adapters.testing.triton.models import mock_llm
 
 if TYPE_CHECKING:
@@ -22,6 +26,23 @@ TEXT = b"".join(mock_llm.PIECES).decode()
 TOKENS = len(mock_llm.PIECES)
 STREAMING = ("ensemble", "tensorrt_llm_bls", "tensorrt_llm_bls_accum", "llmapi")
 """Every way of streaming: an ensemble, deltas, all text so far, the LLM API."""
+
+
+def ensure_installed() -> None:
+    """Install the server, with what the system lacks of it where that is allowed.
+
+    A machine that cannot run it skips, or fails where ``REQUIRE_TRITON=1`` says that it has to; one
+    that can and fails to install it fails.
+    """
+    reason = why_unavailable(system_packages=True)
+    if reason is not None:
+        if os.environ.get("REQUIRE_TRITON") == "1":
+            pytest.fail(f"REQUIRE_TRITON=1, but: {reason}")
+        pytest.skip(reason)
+    try:
+        install(system_packages=True)
+    except EngineNotInstalledError as error:
+        pytest.fail(str(error))
 
 
 def task(directives: str = "delay_ms=1", **fields: Any) -> TaskRequest:

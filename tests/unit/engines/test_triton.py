@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.real.triton import support
 from tests.unit.engines.played import capture, engine
 from tests.unit.engines.tasking import task
 from tests.unit.tasks import PROMPT
@@ -699,3 +700,17 @@ async def test_workloads_that_are_not_configured(workload: str) -> None:
         with pytest.raises(AdapterError, match=f"workload {workload}") as refused:
             await adapter.submit(triton(workload=workload, inputs=("a",)))
     assert refused.value.detail == "unsupported"
+
+
+# A machine that cannot run the real server.
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("1", "Failed"), ("", "Skipped")])
+def test_a_missing_server_fails_where_it_is_required(
+    monkeypatch: pytest.MonkeyPatch, required: str, outcome: str
+) -> None:
+    monkeypatch.setenv("REQUIRE_TRITON", required)
+    monkeypatch.setattr(support, "why_unavailable", lambda **_: "no such machine")
+    with pytest.raises(BaseException, match="no such machine") as caught:
+        support.ensure_installed()
+    assert caught.type.__name__ == outcome
