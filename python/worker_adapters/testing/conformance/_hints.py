@@ -16,7 +16,7 @@ _HINTS: Final[Mapping[str, Mapping[str, str]]] = {
         "chat": "--jinja, and a model with a chat template",
         "tools": "--jinja, and a model with a chat template that has tools",
         "messages.image": "--mmproj FILE",
-        "lora": "--lora FILE",
+        "lora": "another engine: the adapter for llama.cpp leaves LoRA to the server's own --lora",
     },
     "vllm": {
         "slots": "VLLM_SERVER_DEV_MODE=1 in the environment",
