@@ -27,7 +27,7 @@ LACKING: dict[str, set[str]] = {
     "llamacpp": set(),
     "openai": {"version", "slots", "token_ids", "constraint.choice"},
     "sglang": {"embedding", "rerank"},
-    "tgi": {"embedding", "rerank", "tools", "stop", "cached_tokens"},
+    "tgi": {"embedding", "rerank", "tools", "cached_tokens"},
     "triton": {
         *("slots", "context", "cancel", "usage", "cached_tokens", "embedding", "rerank", "chat"),
         *("tools", "token_ids", "constraint.choice", "constraint.json_schema"),

@@ -5,6 +5,7 @@ stream ended. What the server does not know in a request it ignores silently, so
 version does not have is refused here. ``docs/engines/tgi.md`` tells the deviations.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final
@@ -164,6 +165,13 @@ class TgiAdapter(HttpAdapter):
 
     def _dialect(self, dispatch: Dispatch) -> str:
         return self.dialect if dispatch.extensions.messages is None else "openai"
+
+    def _dialect_options(self, dispatch: Dispatch) -> Mapping[str, str]:
+        stop = dispatch.stop()
+        if not stop or dispatch.extensions.messages is not None:
+            return {}
+        # The server leaves a stop text in its answer.
+        return {"stop": json.dumps(stop)}
 
     def _completion(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
         if dispatch.extensions.messages is not None:

@@ -17,6 +17,7 @@ from tests.unit.wire import LAST_CHUNK, STREAM_HEAD, Connection, Received, Serve
 from worker_adapters import AdapterError, SamplerProfile, WorkerError
 from worker_adapters.engines._http import Unsupported
 from worker_adapters.engines.tgi import RULES, TgiAdapter
+from worker_adapters.testing.engines import TgiEngine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
@@ -652,3 +653,12 @@ def test_every_rule_is_used() -> None:
             assert rule["type"] in kinds, rule
         if "message" in rule:
             assert any(rule["message"] in said for said in words), rule
+
+
+async def test_a_stop_text_is_no_part_of_the_answer() -> None:
+    asked = task("tgi", extensions={"stop": ["STOP"]}, ctx=16, max_tokens=8)
+    with TgiEngine(pieces=("a", "b", "STOP", "c")) as engine:
+        async with TgiAdapter(engine.url) as adapter:
+            answer = await (await adapter.submit(asked)).collect()
+    assert (answer.text, answer.finish_reason) == ("ab", "stop")
+    assert answer.tokens_out == 3
