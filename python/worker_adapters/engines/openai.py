@@ -25,7 +25,7 @@ from worker_adapters.contract import (
 from worker_adapters.engines import _chat
 from worker_adapters.engines._call import Call
 from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported
-from worker_adapters.engines._http import HttpAdapter
+from worker_adapters.engines._http import CAPABILITIES_SECONDS, HttpAdapter
 from worker_adapters.engines._openai_answers import embedding_answer, rerank_answer
 from worker_adapters.engines._openai_errors import ERROR_RULES, RULES
 from worker_adapters.errors import AdapterError, WorkerReset
@@ -165,6 +165,8 @@ class OpenAiAdapter(HttpAdapter):
 
         Whether a route is there shows when it is asked for nothing: one that is refuses that.
         """
+        if self._clock() - self._capabilities_at >= CAPABILITIES_SECONDS:
+            self._capabilities = self._routes = None
         routes = self._routes
         if routes is None:
             call = self._call(timeouts)

@@ -11,9 +11,11 @@ import pytest
 
 from tests.unit.engines.played import NOT_FOUND, capture, engine
 from tests.unit.engines.tasking import HELLO, dispatch, payload, task
+from tests.unit.virtual_time import run as run_virtually
 from tests.unit.wire import LAST_CHUNK, STREAM_HEAD, Connection, Received, answer, chunk
 from worker_adapters import AdapterError, ExpectedModel, SamplerProfile
 from worker_adapters.engines._dispatch import Unsupported
+from worker_adapters.engines._http import CAPABILITIES_SECONDS
 from worker_adapters.engines._openai_answers import embedding_answer, rerank_answer
 from worker_adapters.engines.openai import OpenAiAdapter
 
@@ -365,6 +367,29 @@ async def test_workloads_are_asked_for() -> None:
             told = (await adapter.capabilities()).features
         has = [told["embeddings"], told["rerank"]]
         assert (*(f.value for f in has), *(f.source for f in has)) == expected
+
+
+def test_workloads_are_asked_for_again_when_the_answer_is_old() -> None:
+    embeddings = [NOT_FOUND, answer("{}", status="400 Bad Request")]
+
+    async def reloaded(connection: Connection, _: Received) -> None:
+        await connection.send(embeddings.pop(0))
+
+    async def main() -> None:
+        clock = asyncio.get_running_loop().time
+        async with (
+            engine({"POST /v1/embeddings": reloaded}) as server,
+            OpenAiAdapter(server.url, clock=clock) as adapter,
+        ):
+            told = []
+            for _ in range(4):
+                found = await adapter.capabilities()
+                told.append(found.features["embeddings"].value)
+                assert ("embedding" in found.supported_workloads) is told[-1]
+                await asyncio.sleep(CAPABILITIES_SECONDS / 2)
+            assert told == [False, False, True, True]
+
+    run_virtually(main())
 
 
 async def test_the_expected_model_among_several() -> None:
