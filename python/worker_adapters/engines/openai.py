@@ -9,7 +9,6 @@ deviations.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any, ClassVar, Final, Literal
 
 from worker_adapters._core import TokenEvent, make_error
@@ -69,6 +68,15 @@ _SAMPLERS: Final[Mapping[str, Sampler]] = {
     "sglang": Sampler(REPETITION, every_token=-1),
 }
 """By ``owned_by`` in the server's listing of models."""
+
+_LOSES: Final[Mapping[str, Mapping[str, str]]] = {
+    "sglang": {"messages.image": "a model that takes text only drops them without a word"},
+    "tgi": {
+        "messages.image": "for a model that takes text only they become Markdown in the prompt",
+        "sampling.presence_penalty": "the server takes it for something else",
+    },
+}
+"""By server, what it is known to lose or to misread rather than to refuse, and how."""
 
 _VERSION_ROUTES: Final = (
     ("/version", "version"),  # vLLM, trtllm-serve
@@ -199,9 +207,11 @@ class OpenAiAdapter(HttpAdapter):
         return True
 
     def _features(self, identity: WorkerIdentity | None) -> Mapping[str, Feature]:
-        del identity
         told = self._routes or {}
-        return {name: Feature(value=has, source="engine") for name, has in told.items()}
+        features = {name: Feature(value=has, source="engine") for name, has in told.items()}
+        for name in _LOSES.get(_server(identity), ()):
+            features[name] = Feature(value=False, source="adapter")
+        return features
 
     def _forget_identity(self, kind: str) -> None:
         super()._forget_identity(kind)
@@ -210,7 +220,12 @@ class OpenAiAdapter(HttpAdapter):
 
     async def _ask_identity(self, call: Call) -> WorkerIdentity:
         listing = await self._optional(f"{self._prefix}/models", call, _listing)
-        return self._described(await self._version(call) or "unknown", listing or [])
+        version, is_tgi = await self._version(call)
+        identity = self._described(version, listing or [])
+        if not is_tgi:
+            return identity
+        # TGI's listing says that the model is owned by itself.
+        return identity.model_copy(update={"details": {**identity.details, "server": "tgi"}})
 
     def _described(
         self, version: str, listing: Sequence[Mapping[str, Any]], **details: bool | int | str | None
@@ -240,12 +255,14 @@ class OpenAiAdapter(HttpAdapter):
             return listing[0] if listing else {}
         return listing[0] if len(listing) == 1 else {}
 
-    async def _version(self, call: Call) -> str | None:
+    async def _version(self, call: Call) -> tuple[str, bool]:
+        """Return the version, and whether it was told as TGI does. Raises WorkerError."""
         for path, key in _VERSION_ROUTES:
-            version = await self._optional(path, call, itemgetter(key))
+            told = await self._optional(path, call, dict) or {}
+            version = told.get(key)
             if isinstance(version, str) and version:
-                return version
-        return None
+                return version, path == "/info" and "model_id" in told
+        return "unknown", False
 
     async def _optional(self, path: str, call: Call, read: Callable[[Any], Any]) -> Any:
         """Return what ``read`` makes of the JSON at ``path``; None where the server has none."""
@@ -344,12 +361,20 @@ class OpenAiAdapter(HttpAdapter):
 
     def _completion(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
         task, extensions = dispatch.task, dispatch.extensions
+        sampling = dispatch.sampling()
+        for name, why in _LOSES.get(_server(dispatch.identity), {}).items():
+            kind, _, parameter = name.partition(".")
+            if kind != "sampling":
+                if name in extensions.used():
+                    raise Unsupported(name, why)
+            elif sampling.pop(parameter, None):  # 0 is none
+                raise Unsupported(name, why)
         payload: dict[str, Any] = {
             "model": self._model_name(dispatch),
             "stream": True,
             self._max_tokens_field: task.max_tokens,
             "seed": dispatch.seed,
-            **self._sampler(dispatch).translated(dispatch.sampling()),
+            **self._sampler(dispatch).translated(sampling),
         }
         if self._asks_for_usage:
             payload["stream_options"] = {"include_usage": True}
@@ -382,8 +407,7 @@ class OpenAiAdapter(HttpAdapter):
         return rest or scheme
 
     def _sampler(self, dispatch: Dispatch) -> Sampler:
-        server = None if dispatch.identity is None else dispatch.identity.details.get("server")
-        known = _SAMPLERS.get(server, Sampler()) if isinstance(server, str) else Sampler()
+        known = _SAMPLERS.get(_server(dispatch.identity), Sampler())
         if self._sampling_fields is None:
             return known
         return Sampler({**known.names, **self._sampling_fields}, known.every_token)
@@ -419,6 +443,12 @@ class OpenAiAdapter(HttpAdapter):
         if task.workload == "rerank":
             return rerank_answer(answer, wanted)
         return embedding_answer(answer, wanted or 1)
+
+
+def _server(identity: WorkerIdentity | None) -> str:
+    """Return who the server says it is; empty where it does not say."""
+    server = None if identity is None else identity.details.get("server")
+    return server if isinstance(server, str) else ""
 
 
 def _listing(answer: Any) -> list[dict[str, Any]]:

@@ -13,7 +13,8 @@ from tests.unit.engines.played import NOT_FOUND, capture, engine
 from tests.unit.engines.tasking import HELLO, dispatch, payload, task
 from tests.unit.virtual_time import run as run_virtually
 from tests.unit.wire import LAST_CHUNK, STREAM_HEAD, Connection, Received, answer, chunk
-from worker_adapters import AdapterError, ExpectedModel, SamplerProfile
+from worker_adapters import AdapterError, ExpectedModel, SamplerProfile, WorkerProps
+from worker_adapters.capabilities import Feature
 from worker_adapters.engines._dispatch import Unsupported
 from worker_adapters.engines._http import CAPABILITIES_SECONDS
 from worker_adapters.engines._openai_answers import embedding_answer, rerank_answer
@@ -143,6 +144,51 @@ async def test_sampling_of_a_server_that_says_who_it_is(
     asked = openai({"sampling": {"top_k": 0, "min_p": 0.1, "repeat_penalty": 1.1}})
     _, sent = payload(adapter, dispatch(asked, details={"server": server}))
     assert expected.items() <= sent.items()
+
+
+SEEN = {
+    "role": "user",
+    "content": [{"type": "image", "url": "data:image/png;base64,AAAA"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("server", "field", "extensions"),
+    [
+        ("sglang", "messages.image", {"messages": [SEEN]}),
+        ("tgi", "messages.image", {"messages": [SEEN]}),
+        ("tgi", "sampling.presence_penalty", {"sampling": {"presence_penalty": 0.5}}),
+    ],
+)
+async def test_what_a_server_is_known_to_lose_is_refused(
+    adapter: OpenAiAdapter, server: str, field: str, extensions: dict[str, Any]
+) -> None:
+    lossy = dispatch(openai(extensions), details={"server": server})
+    with pytest.raises(Unsupported) as caught:
+        payload(adapter, lossy)
+    assert caught.value.field == field
+    described = adapter._describe(lossy.identity, WorkerProps()).features
+    assert described[field] == Feature(value=False, source="adapter")
+    # Of any other it is not known.
+    payload(adapter, dispatch(openai(extensions), details={"server": "someone"}))
+
+
+async def test_no_penalty_is_none_for_a_server_that_misreads_it(adapter: OpenAiAdapter) -> None:
+    asked = openai({"sampling": {"presence_penalty": 0}})
+    _, sent = payload(adapter, dispatch(asked, details={"server": "tgi"}))
+    assert "presence_penalty" not in sent
+
+
+async def test_tgi_is_known_by_its_route() -> None:
+    routes: dict[str, Answering] = {
+        "GET /v1/models": listing("a", owned_by="a"),
+        "GET /info": capture("tgi/tgi337-info"),
+    }
+    async with engine(routes) as server, OpenAiAdapter(server.url) as adapter:
+        identity = await adapter.identity()
+        features = (await adapter.capabilities()).features
+    assert (identity.engine_version, identity.details["server"]) == ("3.3.7", "tgi")
+    assert features["messages.image"] == Feature(value=False, source="adapter")
 
 
 async def test_sampling_as_configured() -> None:
