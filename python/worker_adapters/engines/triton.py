@@ -247,8 +247,6 @@ class TritonAdapter(HttpAdapter):
             # Greedy is asked for by this one.
             "determinism": "none" if model.input("top_k") is None else self.determinism,
             **{f"constraint.{kind}": _can_guide(model) for kind in _GUIDES},
-            # The prompt may come back before the answer: nothing can be asked to leave it out.
-            "echo": model.flavour is not None and model.input("exclude") is None,
             "cancel": self._cancel_kind(model),
             "embeddings": self._embedding is not None,
         }
@@ -290,8 +288,14 @@ class TritonAdapter(HttpAdapter):
         return super()._decoder(dispatch, context, call)
 
     def _dialect_options(self, dispatch: Dispatch) -> Mapping[str, str]:
-        del dispatch
-        return {} if self._served is None else {"text": self._served.text}
+        model = self._served
+        if model is None:
+            return {}
+        options = {"text": model.text}
+        if model.flavour is not None and model.input("exclude") is None and dispatch.task.prompt:
+            # It cannot be asked to leave the prompt out.
+            options["echo"] = dispatch.task.prompt
+        return options
 
     def _completion(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
         model = self._target()

@@ -445,18 +445,26 @@ async def features(model: Mapping[str, Any]) -> dict[str, Any]:
 async def test_capabilities_are_what_the_model_has_inputs_for() -> None:
     told = await features(config())
     assert all(told[name] is True for name in (*FROM_INPUTS, "sampling"))
-    assert (told["echo"], told["constraint.choice"]) == (False, False)
+    assert told["constraint.choice"] is False
     assert told["determinism"] == "best_effort"
     for name, without in FROM_INPUTS.items():
         assert (await features(config(without=without)))[name] is False
     assert (await features(config(without="top_k")))["determinism"] == "none"
-    assert (await features(config(without="exclude_input_in_output")))["echo"] is True
     plain = await features(config(inputs={name: INFLIGHT[name] for name in sorted(REQUIRED)}))
     assert not any(plain[name] for name in (*FROM_INPUTS, "sampling"))
     llmapi = await features(LLMAPI)
     assert [name for name in FROM_INPUTS if llmapi[name]] == [
         name for name in ("seed", "stop") if TritonModel.read(LLMAPI).input(name)
     ]
+
+
+async def test_a_prompt_that_comes_back_is_no_part_of_the_answer() -> None:
+    asked = triton()
+    echoed = STREAM_HEAD + event(f"{asked.prompt}a") + event("b") + LAST_CHUNK
+    model = config(without="exclude_input_in_output")
+    routes = {f"POST /v2/models/{model['name']}/generate_stream": echoed}
+    async with serving(model, routes=routes) as (adapter, _):
+        assert (await (await adapter.submit(asked)).collect()).text == "ab"
 
 
 async def test_every_connection_is_asked_to_close() -> None:

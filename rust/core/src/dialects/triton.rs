@@ -5,6 +5,8 @@
 //!   is a delta (`ensemble`, `tensorrt_llm_bls`) or all text so far (BLS with `accumulate_tokens`,
 //!   the LLM API). Nothing in a frame says which: the adapter reads it from the model's
 //!   configuration and passes `text`.
+//! * A model that cannot be asked to leave the prompt out puts it before its answer. With the option
+//!   `echo`, the prompt, it is removed where the answer begins with it.
 //! * There is no finish signal, no finish reason (the LLM API gives one on request; "None" until
 //!   then) and no usage: the stream ends where the HTTP body ends, whole, after at least one frame.
 //!   `sequence_end` is always false and marks nothing.
@@ -25,6 +27,9 @@ pub struct Triton {
     wanted: Wanted,
     /// All text so far, where frames repeat it.
     cumulative: Option<Cumulative>,
+    /// The prompt, where the model may put it before its answer.
+    echo: String,
+    has_text: bool,
     /// The sum of the frames' `num_output_tokens`.
     tokens_out: u64,
     scratch: String,
@@ -41,7 +46,7 @@ struct Frame<'a> {
     is_error: bool,
 }
 
-const OPTIONS: [&str; 3] = [WANTED[0], WANTED[1], "text"];
+const OPTIONS: [&str; 4] = [WANTED[0], WANTED[1], "text", "echo"];
 
 impl Triton {
     pub(crate) fn new(options: Pairs<'_>) -> Result<Self, DialectError> {
@@ -53,6 +58,8 @@ impl Triton {
                     TextMode::Cumulative => Some(Cumulative::default()),
                     TextMode::Auto => return Err(bad_value("text", "delta or accumulated")),
                 };
+            } else if option == "echo" {
+                value.clone_into(&mut triton.echo);
             } else if !triton.wanted.take(option, value)? {
                 let option = option.to_owned();
                 let known = &OPTIONS;
@@ -121,6 +128,11 @@ impl FrameParser for Triton {
         }
         sink.accept();
         let mut text = frame.text.map_or("", |text| text.value_in(&mut self.scratch));
+        // A delta begins with the prompt only once, all text so far does so every time.
+        if !self.has_text || self.cumulative.is_some() {
+            self.has_text |= !text.is_empty();
+            text = text.strip_prefix(self.echo.as_str()).unwrap_or(text);
+        }
         if let Some(cumulative) = &mut self.cumulative {
             let fault = JsonError { kind: JsonErrorKind::Type, offset: 0 };
             text = cumulative.extend(text).ok_or(fault)?;
