@@ -291,7 +291,7 @@ class TritonAdapter(HttpAdapter):
         model = self._served
         if model is None:
             return {}
-        options = {"text": model.text}
+        options: dict[str, str] = {"text": model.text}
         if model.flavour is not None and model.input("exclude") is None and dispatch.task.prompt:
             # It cannot be asked to leave the prompt out.
             options["echo"] = dispatch.task.prompt
