@@ -252,6 +252,8 @@ class VllmAdapter(OpenAiAdapter):
         extensions, version = dispatch.extensions, _version_of(dispatch)
         payload = dict(asked)
         if extensions.lora is not None:
+            if dispatch.identity is None or not dispatch.identity.details.get("loras"):
+                raise Unsupported("lora", "the server lists no adapter")
             payload["model"] = extensions.lora
         if extensions.token_ids:
             if not _is_since(version, TOKEN_IDS):

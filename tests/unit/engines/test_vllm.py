@@ -237,8 +237,10 @@ async def test_a_conversation(adapter: VllmAdapter) -> None:
 
 async def test_lora_priority_and_affinity(adapter: VllmAdapter) -> None:
     asked = vllm({"lora": "poet", "priority": 3, "affinity_key": "session-9"})
-    _, sent = payload(adapter, dispatch(asked))
+    _, sent = payload(adapter, dispatch(asked, details={"loras": 1}))
     assert (sent["model"], sent["priority"]) == ("poet", -3)
+    with pytest.raises(Unsupported, match="lora"):
+        payload(adapter, dispatch(asked))
     assert (b"X-Session-Token", b"session-9") in adapter._submit_headers(dispatch(asked))
 
 
