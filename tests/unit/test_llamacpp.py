@@ -249,7 +249,7 @@ async def test_nonsense_is_bad_json(body: str) -> None:
 
 
 async def test_an_answer_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker_adapters.engines._http.MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr("worker_adapters.engines._calls.MAX_ANSWER_BYTES", 1000)
     async with answering({"/slots": answer("[" + "1," * 1000 + "1]")}) as (made, server):
         with pytest.raises(AdapterError) as caught:
             await made.props()

@@ -1,0 +1,163 @@
+"""Exchanges with an engine behind HTTP that are over with one answer, or with an error."""
+
+import json
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+from uuid import uuid4
+
+from worker_adapters._core import Redactor, classify_response, make_error
+from worker_adapters.adapter import WorkerAdapter
+from worker_adapters.contract import SubmitContext, Timeouts
+from worker_adapters.engines._call import Call, CancelledInFlightError
+from worker_adapters.engines._credentials import Credentials
+from worker_adapters.transport import (
+    MAX_ANSWER_BYTES,
+    MAX_ERROR_BYTES,
+    ByteStream,
+    Headers,
+    Progress,
+    Request,
+    Response,
+    Transport,
+    TransportError,
+    read_body,
+)
+
+__all__ = ["HttpCalls"]
+
+_T = TypeVar("_T")
+
+
+class HttpCalls(WorkerAdapter):
+    """An adapter's way to ask its engine something: bounded, with its key, errors classified."""
+
+    _clock: Callable[[], float]
+    _timeouts: Timeouts
+    _credentials: Credentials
+    _transport: Transport
+    _closed: bool
+
+    def _call(
+        self,
+        timeouts: Timeouts | None,
+        correlation_id: str | None = None,
+        budget: float | None = None,
+    ) -> Call:
+        return Call(
+            clock=self._clock,
+            timeouts=self._timeouts if timeouts is None else timeouts,
+            correlation_id=str(uuid4()) if correlation_id is None else correlation_id,
+            deadline=None if budget is None else self._clock() + budget,
+        )
+
+    async def _get(self, path: str, call: Call) -> bytes:
+        """Return the body of a 200. Raises WorkerError."""
+        return await self._exchange(Request("GET", path, self._headers(call)), call)
+
+    async def _get_json(self, path: str, call: Call, read: Callable[[Any], _T]) -> _T:
+        """Return what ``read`` makes of the JSON at ``path``. Raises WorkerError."""
+        return self._parsed(await self._get(path, call), call, read)
+
+    async def _exchange(self, request: Request, call: Call) -> bytes:
+        if self._closed:
+            raise self._error(call, "closed", "the adapter has been closed")
+        call.progress = Progress()
+        call.answered = False
+        try:
+            response = await call.wait(self._answer(request, call), call.unary_end())
+        except TransportError as error:
+            raise self._error(
+                call, error.detail, phase=error.phase, processed=error.processed
+            ) from None
+        except TimeoutError:
+            detail = "deadline" if call.deadline_passed else "unary_timeout"
+            progress = call.progress
+            raise self._error(
+                call, detail, phase=progress.phase, processed=progress.processed
+            ) from None
+        if call.cancelled:
+            raise CancelledInFlightError
+        call.answered = True
+        if response.status != 200:
+            raise classify_response(
+                self.engine,
+                response.status,
+                response.headers,
+                response.body[:MAX_ERROR_BYTES],
+                rules=self.rules,
+                redactor=self._redactor(call),
+                correlation_id=call.correlation_id,
+            )
+        return response.body
+
+    async def _answer(self, request: Request, call: Call) -> Response:
+        body = await self._open(request, call)
+        try:
+            limit = MAX_ANSWER_BYTES if body.status == 200 else MAX_ERROR_BYTES
+            data, complete = await read_body(body, limit)
+        finally:
+            await body.aclose()
+        if not complete and body.status == 200:
+            raise TransportError("body_too_large", "stream", "yes")
+        return Response(body.status, body.headers, data)
+
+    async def _open(self, request: Request, call: Call) -> ByteStream:
+        timeouts = call.timeouts
+        return await self._transport.open(
+            request, call.progress, connect=timeouts.connect, tls=timeouts.tls
+        )
+
+    def _parsed(self, body: bytes, call: Call, read: Callable[[Any], _T]) -> _T:
+        try:
+            return read(json.loads(body, parse_constant=_no_constant))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+            # What went wrong in detail would quote the answer, which may quote a prompt.
+            del body
+        raise self._error(call, "bad_json", phase="stream", processed="yes")
+
+    def _headers(self, call: Call, context: SubmitContext | None = None) -> Headers:
+        failure = ""
+        credentials: Headers = ()
+        try:
+            credentials = self._credentials.headers()
+        except Exception as error:  # noqa: BLE001 - a function of the caller's may raise anything
+            failure = type(error).__name__
+        if failure:
+            # Neither its text nor the exception itself: both may hold what was read as the key.
+            raise self._error(call, "unauthorized", f"the api_key cannot be had ({failure})")
+        headers = [
+            *credentials,
+            (b"Content-Type", b"application/json"),
+            (b"X-Correlation-Id", call.correlation_id.encode("ascii")),
+        ]
+        if context is not None and context.traceparent is not None:
+            headers.append((b"traceparent", context.traceparent.encode("ascii")))
+        return headers
+
+    def _redactor(self, call: Call) -> Redactor:
+        """Return what keeps the keys, and the texts of the call's task, out of errors."""
+        redactor = self._credentials.redactor
+        return redactor.with_private_texts(call.private) if call.private else redactor
+
+    def _error(
+        self,
+        call: Call,
+        detail: str,
+        message: str = "",
+        *,
+        phase: str = "validate",
+        processed: str | None = None,
+    ) -> Exception:
+        return make_error(
+            self.engine,
+            detail,
+            phase,
+            message=message,
+            redactor=self._redactor(call),
+            correlation_id=call.correlation_id,
+            processed=processed,
+        )
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)  # NaN and Infinity are no JSON, whatever Python thinks
