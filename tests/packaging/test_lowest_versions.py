@@ -14,7 +14,7 @@ def test_unit_and_replay_suites_pass_with_the_lowest_versions(
     distributions: Distributions, run: Run, repository: Path, tmp_path: Path
 ) -> None:
     def requirements(*what: str) -> list[str]:
-        done = run([sys.executable, repository / "scripts" / "requirements.py", *what])
+        done = run([sys.executable, repository / ".ci" / "requirements.py", *what])
         return done.stdout.split("\n")[:-1]
 
     lowest = requirements("--lowest", "project")

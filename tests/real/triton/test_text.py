@@ -84,12 +84,9 @@ async def test_a_token_without_text_is_no_event(server: TritonServer) -> None:
 
 @pytest.mark.parametrize("model", ["tensorrt_llm_bls_sync", "llmapi_sync", "ensemble_limited"])
 async def test_a_model_that_cannot_stream_answers_at_once(server: TritonServer, model: str) -> None:
-    asked = task(max_tokens=3)
     async with adapter(server, model) as made:
-        answer = await (await made.submit(asked)).collect()
-    # The limited ensemble has no input to keep the prompt out with.
-    echo = asked.prompt if model == "ensemble_limited" else ""
-    assert answer.text == f"{echo}Hello, wörld"
+        answer = await (await made.submit(task(max_tokens=3))).collect()
+    assert answer.text == "Hello, wörld"
     assert [event.kind for event in answer.events] == ["started", "token", "end"]
 
 
@@ -97,7 +94,9 @@ async def test_text_goes_both_ways_unharmed(server: TritonServer) -> None:
     prompt = 'é 🙂 中 \u2028 " \\ \r\n \x01'
     async with adapter(server, "ensemble_limited") as made:
         answer = await (await made.submit(task(prompt=prompt, max_tokens=1))).collect()
-    assert answer.text == f"{prompt}Hello"
+    # This model has no input to keep the prompt out with: what comes back is removed only because
+    # it equals what was sent to the byte.
+    assert answer.text == "Hello"
 
 
 async def test_many_streams_at_once_keep_apart(server: TritonServer) -> None:
