@@ -199,7 +199,7 @@ class RawServer:
     async def play(self, connection: Connection) -> None:
         """Serve one connection; the script, unless a subclass has something better."""
         if self._script is None:
-            raise NotImplementedError
+            raise TypeError("a RawServer needs a script, or a subclass with a play of its own")
         await self._script(connection)
 
     def received(self, path: str | None = None) -> list[Received]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -93,9 +94,9 @@ class OpenAiRoutes(ScriptedEngine):
             return (compact(example_of(wanted["json_schema"]["schema"])),)
         return None
 
+    @abstractmethod
     def json(self, answer: Any, status: str = "200 OK") -> bytes:
         """Return a whole answer as this engine sends one."""
-        raise NotImplementedError
 
     def name(self, request: Received) -> str:
         """Return the id of a generation."""
