@@ -1,0 +1,1 @@
+//! HTTP/1.1 responses, read strictly and without copying bodies.

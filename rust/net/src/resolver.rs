@@ -1,0 +1,1 @@
+//! Names to addresses, in a bounded number of threads.
