@@ -197,7 +197,7 @@ details! {
     UntrustedArtifact = "untrusted_artifact" => Adapter UntrustedArtifact false,
     /// A status that a submit is not answered with.
     Status = "status" => Adapter Internal false,
-    /// Not HTTP, or a head past its limits.
+    /// Not HTTP, a head past its limits, or an answer to something that was not asked.
     Protocol = "protocol" => Adapter Internal false,
     /// Malformed HTTP body framing.
     Framing = "framing" => Adapter Internal false,

@@ -446,8 +446,14 @@ impl FrameSink<'_> {
         }
     }
 
-    /// The engine's finish signal.
+    /// The engine's finish signal. An error where all that came were answers other than this one.
     pub fn end(&mut self) {
+        if self.law.is_unanswered() {
+            let message = "the stream ended, and nothing of it was of the answer with index 0";
+            self.law.fail(Detail::Protocol, None, message, self.out);
+            return;
+        }
+        self.law.start(self.out);
         self.law.end(self.now, self.out);
     }
 
@@ -553,6 +559,14 @@ impl Law {
 
     fn is_terminal(&self) -> bool {
         self.state == State::Over
+    }
+
+    /// Whether frames came, and not one of them told anything of this stream's own answer.
+    fn is_unanswered(&self) -> bool {
+        self.dropped_choices > 0
+            && self.events_emitted == 0
+            && self.tokens_seen == 0
+            && self.finish_reason.is_none()
     }
 
     fn item<P: FrameParser>(

@@ -255,7 +255,6 @@ impl Usage {
 impl FrameParser for OpenAi {
     fn frame(&mut self, event: &SseEvent<'_>, sink: &mut FrameSink<'_>) -> Result<(), JsonError> {
         if event.data == DONE {
-            sink.accept();
             sink.end();
             return Ok(());
         }

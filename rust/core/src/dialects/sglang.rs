@@ -208,7 +208,6 @@ impl<'a> Finish<'a> {
 impl FrameParser for SgLang {
     fn frame(&mut self, event: &SseEvent<'_>, sink: &mut FrameSink<'_>) -> Result<(), JsonError> {
         if event.data == DONE {
-            sink.accept();
             sink.text(Channel::Content, self.cumulative.rest());
             sink.end();
             return Ok(());
