@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::cumulative::Cumulative;
 use super::openai::DONE;
-use super::options::{DialectError, Pairs, TextMode, WANTED, Wanted, bad_value, text_mode};
+use super::options::{DialectError, Pairs, WANTED, Wanted, bad_value};
 use super::plain_value;
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
@@ -91,10 +91,10 @@ impl FieldMap {
                 "tokens_in_pointer" => &mut tokens_in,
                 "tokens_out_pointer" => &mut tokens_out,
                 "text" => {
-                    cumulative = match text_mode(value)? {
-                        TextMode::Delta => None,
-                        TextMode::Cumulative => Some(Cumulative::default()),
-                        TextMode::Auto => return Err(bad_value("text", "delta or cumulative")),
+                    cumulative = match value {
+                        "delta" => None,
+                        "cumulative" => Some(Cumulative::default()),
+                        _ => return Err(bad_value("text", "delta or cumulative")),
                     };
                     continue;
                 }

@@ -118,12 +118,3 @@ impl Wanted {
 pub(crate) fn bad_value(option: &str, expected: &'static str) -> DialectError {
     DialectError::BadValue { option: option.to_owned(), expected }
 }
-
-/// The mode named by `text`; `accumulated` is Triton's word for cumulative.
-pub(crate) fn text_mode(value: &str) -> Result<TextMode, DialectError> {
-    match value {
-        "accumulated" => Ok(TextMode::Cumulative),
-        _ => TextMode::from_word(value)
-            .ok_or_else(|| bad_value("text", "auto, delta, cumulative or accumulated")),
-    }
-}

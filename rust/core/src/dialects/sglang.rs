@@ -10,7 +10,7 @@
 
 use super::cumulative::Cumulative;
 use super::openai::DONE;
-use super::options::{DialectError, Pairs, TextMode, WANTED, Wanted, text_mode};
+use super::options::{DialectError, Pairs, TextMode, WANTED, Wanted, bad_value};
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
 use crate::event::{Channel, FinishReason, Logprob};
@@ -64,7 +64,8 @@ impl SgLang {
         let mut mode = TextMode::Auto;
         for (option, value) in options {
             if option == "text" {
-                mode = text_mode(value)?;
+                mode = TextMode::from_word(value)
+                    .ok_or_else(|| bad_value("text", "auto, delta or cumulative"))?;
             } else if !wanted.take(option, value)? {
                 let option = option.to_owned();
                 let known = &OPTIONS;

@@ -13,7 +13,7 @@
 //! * Errors are `{"error": text}`, with a status that means little.
 
 use super::cumulative::Cumulative;
-use super::options::{DialectError, Pairs, TextMode, WANTED, Wanted, bad_value, text_mode};
+use super::options::{DialectError, Pairs, WANTED, Wanted, bad_value};
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
 use crate::event::{Channel, FinishReason, Logprob};
@@ -53,10 +53,10 @@ impl Triton {
         let mut triton = Self::default();
         for (option, value) in options {
             if option == "text" {
-                triton.cumulative = match text_mode(value)? {
-                    TextMode::Delta => None,
-                    TextMode::Cumulative => Some(Cumulative::default()),
-                    TextMode::Auto => return Err(bad_value("text", "delta or accumulated")),
+                triton.cumulative = match value {
+                    "delta" => None,
+                    "accumulated" | "cumulative" => Some(Cumulative::default()),
+                    _ => return Err(bad_value("text", "delta or accumulated")),
                 };
             } else if option == "echo" {
                 value.clone_into(&mut triton.echo);
