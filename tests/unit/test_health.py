@@ -110,6 +110,57 @@ def test_a_bad_probe_without_a_good_one_before_is_believed() -> None:
     run_virtually(main())
 
 
+@pytest.mark.parametrize(
+    ("probes", "takes", "ready"),
+    [
+        ((silent, silent), 1.0, False),
+        ((silent, good), 0.5, True),
+        ((cut, silent), 1.0, False),
+    ],
+)
+def test_two_probes_take_no_longer_than_one_may(
+    probes: tuple[Probe, ...], takes: float, ready: bool
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with probed(good, *probes) as (made, _):
+            assert await made.health() == OK
+            began = loop.time()
+            assert (await made.health()).ready is ready
+            assert loop.time() - began == pytest.approx(takes, abs=0.05)
+
+    run_virtually(main())
+
+
+def test_a_probe_and_the_question_for_the_model_take_no_longer_than_one_call_may() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def slow(connection: Connection) -> None:
+            while True:
+                path = (await connection.request()).path
+                await asyncio.sleep(0.4)
+                if path == "/props":
+                    await connection.until_closed()
+                await good(connection)
+
+        async with (
+            playing(slow) as server,
+            adapter(
+                server.url,
+                clock=loop.time,
+                timeouts=Timeouts(unary=1.0),
+                expect=ExpectedModel(name="tiny"),
+            ) as made,
+        ):
+            began = loop.time()
+            found = await made.health()
+            assert found == WorkerHealth(live=False, ready=False, reason="unary_timeout")
+            assert loop.time() - began == pytest.approx(1.0, abs=0.05)
+
+    run_virtually(main())
+
+
 @pytest.mark.parametrize(("age", "ready"), [(FLAP_SECONDS - 1, True), (FLAP_SECONDS + 1, False)])
 def test_a_good_probe_counts_for_a_while(age: float, ready: bool) -> None:
     async def main() -> None:

@@ -29,6 +29,8 @@ class Call:
     deadline: float | None = None
     """Instant at which the task's time is up."""
     progress: Progress = field(default_factory=Progress)
+    until: float | None = None
+    """Instant by which all that this call asks has to be answered."""
     answered: bool = False
     """Whether the last request without a stream got an answer, whatever it said."""
     private: tuple[str, ...] = field(default=(), repr=False)
@@ -78,7 +80,7 @@ class Call:
     def unary_end(self) -> float | None:
         """Return the instant at which a call without a stream has to be over."""
         unary = self.timeouts.unary
-        ends = (None if unary is None else self.clock() + unary, self.deadline)
+        ends = (None if unary is None else self.clock() + unary, self.until, self.deadline)
         return min((end for end in ends if end is not None), default=None)
 
     @property

@@ -226,17 +226,17 @@ class HttpAdapter(HttpCalls):
         """Ask whether the engine is ready. See `WorkerAdapter.health`.
 
         A probe that times out or is cut off is made once more when the one before it, less than
-        `FLAP_SECONDS` ago, found the engine ready.
+        `FLAP_SECONDS` ago, found the engine ready. All that is asked takes ``timeouts.unary``
+        together, no longer.
         """
         call = self._call(timeouts)
+        call.until = call.unary_end()
         ready_at, self._ready_at = self._ready_at, None
         was_ready = ready_at is not None and self._clock() - ready_at < FLAP_SECONDS
         try:
-            try:
-                await self._probe_health(call)
-            except WorkerError as error:
-                if not was_ready or error.detail not in _FLEETING:
-                    raise
+            if was_ready:
+                await self._probe_steadily(call)
+            else:
                 await self._probe_health(call)
             if self._expect is not None:
                 identity = await self._told_identity(call)
@@ -249,6 +249,25 @@ class HttpAdapter(HttpCalls):
             return WorkerHealth(live=False, ready=False, reason="internal")
         self._ready_at = self._clock()
         return WorkerHealth(live=True, ready=True)
+
+    async def _probe_steadily(self, call: Call) -> None:
+        """Probe an engine that was ready; a probe that goes astray gets a second one.
+
+        Raises WorkerError. The first takes half of the time there is, so that it leaves some.
+        """
+        until, unary = call.until, call.timeouts.unary
+        if unary is not None:
+            call.until = self._clock() + unary / 2
+        try:
+            await self._probe_health(call)
+        except WorkerError as error:
+            if error.detail not in _FLEETING:
+                raise
+        else:
+            return
+        finally:
+            call.until = until
+        await self._probe_health(call)
 
     async def capabilities(self, *, timeouts: Timeouts | None = None) -> AdapterCapabilities:
         """Tell what this adapter can do, from answers at most `CAPABILITIES_SECONDS` old.
