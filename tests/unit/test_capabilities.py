@@ -23,7 +23,7 @@ from worker_adapters import (
 )
 from worker_adapters.capabilities import Feature
 from worker_adapters.engines import ENGINES, adapter_class
-from worker_adapters.engines._http import CAPABILITIES_SECONDS
+from worker_adapters.engines._identity import CAPABILITIES_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

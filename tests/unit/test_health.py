@@ -14,7 +14,7 @@ from tests.unit.tasks import adapter, task
 from tests.unit.virtual_time import run as run_virtually
 from tests.unit.wire import LAST_CHUNK, PROPS, STREAM_HEAD, answer, final, playing
 from worker_adapters import AdapterError, ExpectedModel, Timeouts, WorkerHealth, WorkerIdentity
-from worker_adapters.engines._http import CAPABILITIES_SECONDS, FLAP_SECONDS
+from worker_adapters.engines._identity import CAPABILITIES_SECONDS, FLAP_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -42,7 +42,7 @@ from worker_adapters import (
     WorkerIdentity,
     WorkerReset,
 )
-from worker_adapters.engines._http import CAPABILITIES_SECONDS
+from worker_adapters.engines._identity import CAPABILITIES_SECONDS
 from worker_adapters.transport import _httpx as module
 
 if TYPE_CHECKING:

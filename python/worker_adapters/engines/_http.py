@@ -1,4 +1,4 @@
-"""What all engines behind HTTP have in common: the tasks in flight, identity, health, capabilities.
+"""What all engines behind HTTP have in common: how a task is sent, and the tasks in flight.
 
 An engine's own module says where its routes are, what a request looks like and what an answer
 means; nothing of it is parsed twice and no stream is parsed here at all.
@@ -10,11 +10,10 @@ import json
 import random
 import time
 from abc import abstractmethod
-from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final
 from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
@@ -33,15 +32,14 @@ from worker_adapters.contract import (
     SubmitContext,
     TaskRequest,
     Timeouts,
-    WorkerHealth,
     WorkerIdentity,
     WorkerProps,
 )
-from worker_adapters.engines._call import Call, CancelledInFlightError, Shared
-from worker_adapters.engines._calls import HttpCalls
+from worker_adapters.engines._call import Call, CancelledInFlightError
 from worker_adapters.engines._credentials import ApiKey, Credentials
 from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported, private_texts
-from worker_adapters.errors import DeadlineUnmet, DecodeTimeout, WorkerError, from_fields
+from worker_adapters.engines._identity import IdentifiedEngine
+from worker_adapters.errors import DeadlineUnmet, DecodeTimeout, WorkerError
 from worker_adapters.transport import (
     MAX_ERROR_BYTES,
     ByteStream,
@@ -63,26 +61,11 @@ ERROR_BODY_SECONDS: Final = 2.0
 ABORT_SECONDS: Final = 2.0
 """How long the engine's own abort may take; the stream has ended whatever comes of it."""
 
-CAPABILITIES_SECONDS: Final = 30.0
-"""How old what the engine told of itself may be, for capabilities and for a submit."""
-
-FLAP_SECONDS: Final = 10.0
-"""For how long after a good probe a single bad one is not believed."""
-
 SUBMIT_SECONDS: Final = 1.0
 """How long a cancel waits for the submit it has ended to be over."""
 
-_NOT_TOLD: Final = frozenset(("not_found", "unsupported", "bad_json"))
-"""How an engine answers that does not tell what it is."""
 
-_FLEETING: Final = frozenset(("unary_timeout", "connect_timeout", "reset", "truncated"))
-"""What can befall a probe of an engine that is well."""
-
-_Told: TypeAlias = WorkerIdentity | WorkerError | None
-"""What came of asking an engine what it is; None where it answers and does not tell."""
-
-
-class HttpAdapter(HttpCalls):
+class HttpAdapter(IdentifiedEngine):
     """An engine behind HTTP. Subclasses say what is particular to theirs.
 
     Args:
@@ -105,7 +88,6 @@ class HttpAdapter(HttpCalls):
     Raises ValueError for a base URL, key or profile that cannot be used, saying why.
     """
 
-    health_path: ClassVar[str]
     default_timeouts: ClassVar[Timeouts] = Timeouts()
     max_seed: ClassVar[int] = 2**63 - 1
     """The largest seed the engine takes as it is."""
@@ -135,6 +117,7 @@ class HttpAdapter(HttpCalls):
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
+        super().__init__()
         self._credentials = Credentials(api_key)
         del api_key  # what prints local variables would show it
         self.base_url = validate_base_url(base_url)
@@ -147,13 +130,6 @@ class HttpAdapter(HttpCalls):
         self._transport: Transport = HttpxTransport(self.base_url, client=http_client)
         self._clock = clock
         self._rng = random.SystemRandom() if rng is None else rng
-        self._last_identity: WorkerIdentity | None = None
-        self._last_identity_at = 0.0
-        self._asking: dict[tuple[AbstractEventLoop, Timeouts], Shared[_Told]] = {}
-        """Who is being asked for the identity right now, for all submits that wait for it."""
-        self._ready_at: float | None = None
-        self._capabilities: AdapterCapabilities | None = None
-        self._capabilities_at = 0.0
         self._aborts: set[Abort] = set()
         self._submits: dict[UUID, Call] = {}
         self._streams: WeakValueDictionary[UUID, TokenStream] = WeakValueDictionary()
@@ -165,22 +141,7 @@ class HttpAdapter(HttpCalls):
             f"replica_id={self.replica_id!r})"
         )
 
-    @property
-    def _identity(self) -> WorkerIdentity | None:
-        """What the engine last said it is; None where that is too old to go by."""
-        if self._clock() - self._last_identity_at >= CAPABILITIES_SECONDS:
-            return None
-        return self._last_identity
-
-    @_identity.setter
-    def _identity(self, identity: WorkerIdentity | None) -> None:
-        self._last_identity, self._last_identity_at = identity, self._clock()
-
     # What an engine's own module says.
-
-    @abstractmethod
-    async def _ask_identity(self, call: Call) -> WorkerIdentity:
-        """Ask for what a submit needs to know of the engine, in one request."""
 
     @abstractmethod
     def _completion(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
@@ -216,84 +177,11 @@ class HttpAdapter(HttpCalls):
         """
         return None
 
-    async def _probe_health(self, call: Call) -> None:
-        """Return when the engine is ready. Raises WorkerError, saying why, when it is not."""
-        await self._get(self.health_path, call)
-
     # The contract.
-
-    async def health(self, *, timeouts: Timeouts | None = None) -> WorkerHealth:
-        """Ask whether the engine is ready. See `WorkerAdapter.health`.
-
-        A probe that times out or is cut off is made once more when the one before it, less than
-        `FLAP_SECONDS` ago, found the engine ready. All that is asked takes ``timeouts.unary``
-        together, no longer.
-        """
-        call = self._call(timeouts)
-        call.until = call.unary_end()
-        ready_at, self._ready_at = self._ready_at, None
-        was_ready = ready_at is not None and self._clock() - ready_at < FLAP_SECONDS
-        try:
-            if was_ready:
-                await self._probe_steadily(call)
-            else:
-                await self._probe_health(call)
-            if self._expect is not None:
-                identity = await self._told_identity(call)
-                if identity is not None and self._expect.differs_from(identity):
-                    return WorkerHealth(live=True, ready=False, reason="wrong_model")
-        except WorkerError as error:
-            live = call.answered or error.status is not None
-            return WorkerHealth(live=live, ready=False, reason=error.detail)
-        except Exception:  # noqa: BLE001 - an injected client may raise whatever it likes
-            return WorkerHealth(live=False, ready=False, reason="internal")
-        self._ready_at = self._clock()
-        return WorkerHealth(live=True, ready=True)
-
-    async def _probe_steadily(self, call: Call) -> None:
-        """Probe an engine that was ready; a probe that goes astray gets a second one.
-
-        Raises WorkerError. The first takes half of the time there is, so that it leaves some.
-        """
-        until, unary = call.until, call.timeouts.unary
-        if unary is not None:
-            call.until = self._clock() + unary / 2
-        try:
-            await self._probe_health(call)
-        except WorkerError as error:
-            if error.detail not in _FLEETING:
-                raise
-        else:
-            return
-        finally:
-            call.until = until
-        await self._probe_health(call)
-
-    async def capabilities(self, *, timeouts: Timeouts | None = None) -> AdapterCapabilities:
-        """Tell what this adapter can do, from answers at most `CAPABILITIES_SECONDS` old.
-
-        See `WorkerAdapter.capabilities`. An engine that does not tell what it is, is described by
-        what its adapter knows.
-        """
-        age = self._clock() - self._capabilities_at
-        described = self._capabilities
-        if described is None or age >= CAPABILITIES_SECONDS:
-            identity = await self._told_identity(self._call(timeouts))
-            described = self._describe(identity, await self.props(timeouts=timeouts))
-            self._capabilities, self._capabilities_at, age = described, self._clock(), 0.0
-        return described.model_copy(update={"age_ms": round(age * 1000)})
 
     def _describe(self, identity: WorkerIdentity | None, props: WorkerProps) -> AdapterCapabilities:
         described = super()._describe(identity, props)
         return described.model_copy(update={"sampler_profile_versions": tuple(self._profiles)})
-
-    async def engine_version(self, *, timeouts: Timeouts | None = None) -> str:
-        """Ask the engine which build it is. See `WorkerAdapter.engine_version`."""
-        return (await self._refresh_identity(self._call(timeouts))).engine_version
-
-    async def identity(self, *, timeouts: Timeouts | None = None) -> WorkerIdentity:
-        """Ask the engine what it is and what it has loaded. See `WorkerAdapter.identity`."""
-        return await self._refresh_identity(self._call(timeouts))
 
     async def submit(
         self,
@@ -468,68 +356,6 @@ class HttpAdapter(HttpCalls):
         return self._error(
             call, "unsupported", f"{self.engine} {version} does not support {field}{because}"
         )
-
-    async def _known_identity(self, call: Call) -> WorkerIdentity | None:
-        """Return the engine's identity, at most `CAPABILITIES_SECONDS` old.
-
-        None where the engine will not tell. Whoever asks meanwhile waits for the same answer.
-        """
-        if (known := self._identity) is not None:
-            return known
-        if call.cancelled:
-            raise CancelledInFlightError
-        asking = self._ask_for_all(call)
-        try:
-            told = await call.wait(asking.result(), call.deadline)
-        except TimeoutError:
-            phase = asking.call.progress.phase
-            raise self._error(call, "deadline", phase=phase, processed="no") from None
-        if isinstance(told, WorkerError):
-            # Whatever befell the question, the task itself has not been sent.
-            own = {"correlation_id": call.correlation_id, "processed": "no"}
-            raise from_fields({**told.fields(), **own})
-        return told
-
-    def _ask_for_all(self, call: Call) -> "Shared[_Told]":
-        """Ask the engine what it is, unless somebody with the same patience is doing so."""
-        key = call.loop, call.timeouts
-        asking = self._asking.get(key)
-        if asking is None or asking.is_over:
-            for other in [other for other, shared in self._asking.items() if shared.is_over]:
-                del self._asking[other]
-            own = self._call(call.timeouts, call.correlation_id)
-            asking = self._asking[key] = Shared(self._what_is_told(own), own)
-        return asking
-
-    async def _what_is_told(self, call: Call) -> _Told:
-        try:
-            return await self._told_identity(call)
-        except WorkerError as error:
-            return error
-
-    async def _told_identity(self, call: Call) -> WorkerIdentity | None:
-        """Ask the engine what it is; None where it answers and does not tell."""
-        try:
-            return await self._refresh_identity(call)
-        except WorkerError as error:
-            if error.detail not in _NOT_TOLD:
-                raise
-            self._identity = None
-            return None
-
-    async def _refresh_identity(self, call: Call) -> WorkerIdentity:
-        try:
-            identity = await self._ask_identity(call)
-        except WorkerError as error:
-            self._forget_identity(error.kind)
-            raise
-        self._identity = identity
-        return identity
-
-    def _forget_identity(self, kind: str) -> None:
-        """Whatever answers after a reset or an outage may be another build or another model."""
-        if kind in {"WorkerReset", "PoolUnavailable"}:
-            self._identity = self._capabilities = None
 
     def _decoder(self, dispatch: Dispatch, context: SubmitContext, call: Call) -> StreamDecoder:
         timeouts, identity, profile = call.timeouts, dispatch.identity, dispatch.profile

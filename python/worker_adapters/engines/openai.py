@@ -24,7 +24,8 @@ from worker_adapters.contract import (
 from worker_adapters.engines import _chat
 from worker_adapters.engines._call import Call
 from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported
-from worker_adapters.engines._http import CAPABILITIES_SECONDS, HttpAdapter
+from worker_adapters.engines._http import HttpAdapter
+from worker_adapters.engines._identity import CAPABILITIES_SECONDS
 from worker_adapters.engines._openai_answers import embedding_answer, rerank_answer
 from worker_adapters.engines._openai_errors import ERROR_RULES, RULES
 from worker_adapters.errors import AdapterError, WorkerReset

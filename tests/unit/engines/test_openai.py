@@ -16,7 +16,7 @@ from tests.unit.wire import LAST_CHUNK, STREAM_HEAD, Connection, Received, answe
 from worker_adapters import AdapterError, ExpectedModel, SamplerProfile, WorkerProps
 from worker_adapters.capabilities import Feature
 from worker_adapters.engines._dispatch import Unsupported
-from worker_adapters.engines._http import CAPABILITIES_SECONDS
+from worker_adapters.engines._identity import CAPABILITIES_SECONDS
 from worker_adapters.engines._openai_answers import embedding_answer, rerank_answer
 from worker_adapters.engines.openai import OpenAiAdapter
 
