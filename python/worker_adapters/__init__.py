@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         TokenEvent,
         __version__,
     )
-    from worker_adapters.adapter import TokenStream, WorkerAdapter
+    from worker_adapters.adapter import WorkerAdapter
     from worker_adapters.capabilities import AdapterCapabilities
     from worker_adapters.contract import (
         CancelReceipt,
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         Tool,
         ToolCall,
     )
+    from worker_adapters.stream import TokenStream
 
 __all__ = [
     "AdapterCapabilities",
@@ -125,10 +126,7 @@ _HOMES: Final = {
         "TokenEvent",
         "__version__",
     ),
-    "adapter": (
-        "TokenStream",
-        "WorkerAdapter",
-    ),
+    "adapter": ("WorkerAdapter",),
     "capabilities": ("AdapterCapabilities",),
     "contract": (
         "CancelReceipt",
@@ -164,6 +162,7 @@ _HOMES: Final = {
         "Tool",
         "ToolCall",
     ),
+    "stream": ("TokenStream",),
 }
 """Which module each name lives in; adapters live in that of their engine."""
 

@@ -24,6 +24,7 @@ from tests.unit.wire import (
     playing,
 )
 from worker_adapters import DeadlineUnmet, DecodeTimeout, Timeouts, WorkerReset
+from worker_adapters.transport._pulled import PulledStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -429,7 +430,7 @@ async def test_cancel_where_the_stream_s_loop_runs_no_more(how: str) -> None:
 async def test_cancel_where_the_stream_s_loop_is_stuck(
     monkeypatch: pytest.MonkeyPatch, stops: bool
 ) -> None:
-    monkeypatch.setattr("worker_adapters.adapter.ELSEWHERE_SECONDS", 0.1)
+    monkeypatch.setattr("worker_adapters.stream.ELSEWHERE_SECONDS", 0.1)
     elsewhere = Elsewhere()
     release = threading.Event()
     async with playing(saying(*HELLO)) as server:
@@ -564,6 +565,7 @@ async def test_a_timer_is_stopped_in_its_own_loop(monkeypatch: pytest.MonkeyPatc
     async with playing(saying(*HELLO)) as server, adapter(server.url) as made:
         held = [await made.submit(task())]
         await until_token(held[0])
+        assert isinstance(held[0], PulledStream)
         timer = held[0]._timer
         assert timer is not None
         monkeypatch.setattr(asyncio.TimerHandle, "cancel", cancel)
@@ -758,6 +760,7 @@ async def test_what_arrived_before_a_reader_that_blocked_the_loop() -> None:
         for text in ("hel", "lo"):
             assert (await until_token(stream)).t == text
         go.set()
+        assert isinstance(stream, PulledStream)
         body = stream._body
         assert body is not None
         pooled = body._pooled  # type: ignore[attr-defined]

@@ -802,6 +802,7 @@ def test_one_adapter_serves_several_runs() -> None:
                 made.append(adapter(server.url))
             again = adapter(server.url)
             made[0]._transport = again._transport  # type: ignore[attr-defined]
+            made[0]._data_plane = again._data_plane  # type: ignore[attr-defined]
             return (await (await made[0].submit(task())).collect()).text
 
     assert [asyncio.run(main(), debug=True) for _ in range(3)] == ["hi"] * 3

@@ -8,15 +8,11 @@ from typing import Any, Generic, TypeVar
 
 from worker_adapters._abort import Abort
 from worker_adapters.contract import Timeouts
-from worker_adapters.transport import Progress
+from worker_adapters.transport import CancelledInFlightError, Progress
 
 __all__ = ["Call", "CancelledInFlightError", "Shared"]
 
 _T = TypeVar("_T")
-
-
-class CancelledInFlightError(Exception):
-    """The task was cancelled while its submit was waiting."""
 
 
 @dataclass(eq=False)

@@ -18,12 +18,8 @@ from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
 from worker_adapters._abort import Abort
-from worker_adapters._core import (
-    StreamDecoder,
-    TokenEvent,
-)
+from worker_adapters._core import StreamDecoder, TokenEvent
 from worker_adapters._secret import SecretBytes
-from worker_adapters.adapter import TokenStream
 from worker_adapters.capabilities import AdapterCapabilities
 from worker_adapters.contract import (
     CancelReceipt,
@@ -39,24 +35,24 @@ from worker_adapters.engines._call import Call, CancelledInFlightError
 from worker_adapters.engines._credentials import ApiKey, Credentials
 from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported, private_texts
 from worker_adapters.engines._identity import IdentifiedEngine
-from worker_adapters.errors import DeadlineUnmet, DecodeTimeout, WorkerError
+from worker_adapters.errors import WorkerError
+from worker_adapters.stream import TokenStream
 from worker_adapters.transport import (
     MAX_ERROR_BYTES,
-    ByteStream,
     Headers,
-    Progress,
     Request,
+    StreamTransport,
+    Submission,
     Transport,
     TransportError,
     read_body,
     validate_base_url,
 )
 from worker_adapters.transport._httpx import Client, HttpxTransport
+from worker_adapters.transport._pulled import PulledStream
+from worker_adapters.transport._submit import PulledTransport
 
 __all__ = ["Answer", "Call", "Dispatch", "HttpAdapter", "Unsupported"]
-
-ERROR_BODY_SECONDS: Final = 2.0
-"""How long the body of an error answer may take once its head is there."""
 
 ABORT_SECONDS: Final = 2.0
 """How long the engine's own abort may take; the stream has ended whatever comes of it."""
@@ -128,6 +124,7 @@ class HttpAdapter(IdentifiedEngine):
         self._model = model
         self._expect = expect
         self._transport: Transport = HttpxTransport(self.base_url, client=http_client)
+        self._data_plane: StreamTransport = PulledTransport(self._transport)
         self._clock = clock
         self._rng = random.SystemRandom() if rng is None else rng
         self._aborts: set[Abort] = set()
@@ -262,6 +259,7 @@ class HttpAdapter(IdentifiedEngine):
             # Those of streams that were left or dropped just before.
             await asyncio.gather(*(abort.taken() for abort in list(self._aborts)))
         finally:
+            await self._data_plane.aclose()
             await self._transport.aclose()
 
     # A submit, step by step.
@@ -318,7 +316,7 @@ class HttpAdapter(IdentifiedEngine):
             except CancelledInFlightError:
                 decoder = self._decoder(dispatch, context, call)
                 events = decoder.cancel(self._clock())
-                return TokenStream(
+                return PulledStream(
                     dispatch.task.task_id, decoder, None, events=events, clock=self._clock
                 )
         except Unsupported as refusal:
@@ -392,78 +390,16 @@ class HttpAdapter(IdentifiedEngine):
         headers = _overlaid(headers, self._submit_headers(dispatch))
         if not self.keeps_after_stream:
             headers = (*headers, (b"Connection", b"close"))
-        request = _sealed(self._completion(dispatch), headers)
-        abort = self._prepared_abort(dispatch, call)
-        decoder.dispatched(self._clock())
-        body = await self._head(request, call, decoder, abort)
-        events = decoder.head(body.status, body.headers, self._clock())
-        if body.status != 200:
-            events += await self._error_body(body, call, decoder)
-            raise _error_of(events)
-        return TokenStream(
+        submission = Submission(
             dispatch.task.task_id,
+            _sealed(self._completion(dispatch), headers),
             decoder,
-            body,
-            events=events,
+            call,
             clock=self._clock,
             on_terminal=self._on_terminal,
-            abort=abort,
+            abort=self._prepared_abort(dispatch, call),
         )
-
-    async def _head(
-        self, request: Request, call: Call, decoder: StreamDecoder, abort: Abort | None
-    ) -> ByteStream:
-        """Return the head of the answer; whoever gives up waiting for it aborts the task."""
-        call.progress = Progress()
-        try:
-            return await self._answered_head(request, call, decoder)
-        except (CancelledInFlightError, asyncio.CancelledError, DeadlineUnmet, DecodeTimeout):
-            if abort is not None and call.progress.phase in {"write", "head"}:
-                abort.start()
-                call.abort = abort
-            raise
-
-    async def _answered_head(
-        self, request: Request, call: Call, decoder: StreamDecoder
-    ) -> ByteStream:
-        opening = self._open(request, call)
-        try:
-            body = await call.wait(opening, decoder.next_wakeup())
-        except TransportError as error:
-            now = self._clock()
-            events = decoder.fail(error.detail, error.phase, now, processed=error.processed)
-        except TimeoutError:
-            phase, processed = call.progress.phase, call.progress.processed
-            now = max(self._clock(), decoder.next_wakeup() or 0.0)
-            if call.deadline_passed:
-                events = decoder.fail("deadline", phase, now, processed=processed)
-            elif phase == "write":
-                events = decoder.fail("write_timeout", phase, now, processed=processed)
-            elif call.progress.partial_head:
-                events = decoder.fail("header_timeout", phase, now, processed=processed)
-            else:
-                events = decoder.tick(now)
-        else:
-            if not call.cancelled:
-                return body
-            # The head came in the same turn of the loop.
-            body.abort()
-            raise CancelledInFlightError
-        raise _error_of(events)
-
-    async def _error_body(
-        self, body: ByteStream, call: Call, decoder: StreamDecoder
-    ) -> list[TokenEvent]:
-        """Read what an error answer says, as far as it says it soon."""
-        data, complete = b"", False
-        try:
-            with contextlib.suppress(TimeoutError, TransportError):
-                until = self._clock() + ERROR_BODY_SECONDS
-                data, complete = await call.wait(read_body(body, MAX_ERROR_BYTES), until)
-        finally:
-            await body.aclose()
-        now = self._clock()
-        return [*decoder.feed(data, now), *decoder.finish(now, complete)]
+        return await self._data_plane.submit(submission)
 
     async def _unary_stream(
         self, dispatch: Dispatch, headers: Headers, call: Call, decoder: StreamDecoder
@@ -480,7 +416,7 @@ class HttpAdapter(IdentifiedEngine):
             embeddings=answer.embeddings,
             scores=answer.scores,
         )
-        return TokenStream(task.task_id, decoder, None, events=events, clock=self._clock)
+        return PulledStream(task.task_id, decoder, None, events=events, clock=self._clock)
 
     def _on_terminal(self, event: TokenEvent) -> None:
         """Act on the end of a stream; one that is dropped has none."""
@@ -509,12 +445,6 @@ class HttpAdapter(IdentifiedEngine):
                     await body.aclose()
                 taken = 200 <= body.status < 300
         return taken if self.confirms_abort else None
-
-
-def _error_of(events: Iterable[TokenEvent]) -> Exception:
-    """Return the error that ended a stream before anybody had it."""
-    errors = (event.error for event in events)
-    return next(error for error in errors if error is not None)
 
 
 def _overlaid(headers: Headers, own: Headers) -> Headers:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal
 
 from worker_adapters._core import TokenEvent, make_error
-from worker_adapters.adapter import TokenStream
 from worker_adapters.capabilities import AdapterCapabilities, Feature
 from worker_adapters.contract import (
     SubmitContext,
@@ -29,6 +28,7 @@ from worker_adapters.engines._identity import CAPABILITIES_SECONDS
 from worker_adapters.engines._openai_answers import embedding_answer, rerank_answer
 from worker_adapters.engines._openai_errors import ERROR_RULES, RULES
 from worker_adapters.errors import AdapterError, WorkerReset
+from worker_adapters.stream import TokenStream
 from worker_adapters.transport import Headers, Request
 
 __all__ = ["ERROR_RULES", "RULES", "OpenAiAdapter"]

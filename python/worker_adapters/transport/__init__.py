@@ -4,25 +4,41 @@ The types here are all an adapter knows of HTTP; what library speaks it is decid
 behind them (`_httpx`). A transport never retries, follows a redirect, reads a proxy from the
 environment or keeps a cookie, and it reports every failure as a `TransportError` whose words are
 the library's own: what a peer sent never gets into an exception by this way.
+
+A `Transport` answers requests; a `StreamTransport` turns a `Submission` into a stream of events.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from worker_adapters._abort import Abort
+    from worker_adapters._core import StreamDecoder, TokenEvent
+    from worker_adapters.contract import Timeouts
+    from worker_adapters.stream import TokenStream
 
 __all__ = [
     "MAX_ANSWER_BYTES",
     "MAX_ERROR_BYTES",
     "ByteStream",
+    "CancelledInFlightError",
     "Headers",
     "Progress",
     "Request",
     "Response",
+    "StreamTransport",
+    "Submission",
     "Transport",
     "TransportError",
+    "Waiting",
+    "read_body",
     "validate_base_url",
 ]
+
+_T = TypeVar("_T")
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -133,6 +149,74 @@ class Transport(Protocol):
 
     async def aclose(self) -> None:
         """Close every connection this transport opened in the running loop; idempotent."""
+
+
+class CancelledInFlightError(Exception):
+    """The task was cancelled while its submit was waiting."""
+
+
+class Waiting(Protocol):
+    """Whoever waits for a submit, as a data plane sees it."""
+
+    timeouts: "Timeouts"
+    progress: Progress
+    """How far the request is; the data plane keeps it, from a fresh one on."""
+    abort: "Abort | None"
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the task has been cancelled; it can be while nothing is being waited for."""
+
+    @property
+    def deadline_passed(self) -> bool:
+        """Whether the task's time is up."""
+
+    async def wait(self, work: Coroutine[Any, Any, _T], until: float | None) -> _T:
+        """Await ``work`` until that instant of the submission's clock.
+
+        ``work`` is cancelled, as tasks are, when the waiting ends before it does. Raises
+        TimeoutError, or CancelledInFlightError once the task is cancelled, from whatever thread.
+        """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Submission:
+    """One task on its way to the engine: what it takes to send it and to make its stream."""
+
+    task_id: UUID
+    request: Request
+    decoder: "StreamDecoder"
+    """Fresh: it has been told nothing yet, and belongs to the stream from now on."""
+    call: Waiting
+    clock: Callable[[], float]
+    """Monotonic seconds, the axis of every instant here and in the decoder."""
+    on_terminal: "Callable[[TokenEvent], None]"
+    """Called with the terminal event of the stream, in the loop that submits."""
+    abort: "Abort | None" = None
+    """The engine's own abort of the task, not started."""
+
+    def given_up(self) -> None:
+        """Have the task aborted, now that nobody waits for its head any more."""
+        if self.abort is not None and self.call.progress.processed != "no":
+            self.abort.start()
+            self.call.abort = self.abort
+
+
+class StreamTransport(Protocol):
+    """The data plane of one base URL: sends tasks and makes their streams."""
+
+    async def submit(self, submission: Submission) -> "TokenStream":
+        """Send the request, once, and return its stream as soon as the engine has answered 200.
+
+        The first-token clock and the deadline of the decoder run from here on, and the bounds on
+        connecting are the call's. Raises the WorkerError that the decoder makes of everything that
+        fails before, an answer of another status included, and CancelledInFlightError where the
+        task is cancelled meanwhile. Whoever leaves without an answer, but for the engine being
+        gone, says so by `Submission.given_up`.
+        """
+
+    async def aclose(self) -> None:
+        """Close every connection of its own in the running loop; idempotent."""
 
 
 def validate_base_url(url: str) -> str:

@@ -1,0 +1,245 @@
+"""Streams read from a transport's bodies.
+
+A `PulledStream` joins three things that know nothing of each other: a `StreamDecoder`, which holds
+every rule of a stream but no clock and no socket; a `ByteStream`, which is the socket; and the
+event loop's clock. It is pull-driven: bytes are read when events are asked for, so a slow reader
+slows the engine down, and an idle stream costs one timer and no task.
+"""
+
+import asyncio
+import contextlib
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Final
+from uuid import UUID
+
+from worker_adapters._abort import Abort
+from worker_adapters._core import StreamDecoder, TokenEvent
+from worker_adapters.stream import TokenStream
+from worker_adapters.transport import ByteStream, TransportError
+
+__all__ = ["PulledStream"]
+
+DRAIN_BYTES: Final = 64 << 10
+DRAIN_SECONDS: Final = 0.25
+"""How much is read, and for how long, after the terminal event, to use the connection again."""
+
+LINGER_SECONDS: Final = 1.0
+"""How long a stream that has ended keeps its connection while nobody comes to finish it."""
+
+CLOSE_SECONDS: Final = 1.0
+"""How long closing a connection may take before its socket is simply left to the loop."""
+
+CLOCK_SLACK: Final = 1e-3
+"""How much earlier than asked, in seconds, a loop may ring."""
+
+JUST_BEFORE: Final = 1e-6
+"""How long before a clock struck, in seconds, what had arrived by then is taken to have come."""
+
+
+class PulledStream(TokenStream):
+    """The events that ``decoder`` makes of ``body``; without one, those it has made so far."""
+
+    __slots__ = ("_body", "_decoder", "_reusable", "_timer", "_timer_due")
+
+    def __init__(
+        self,
+        task_id: UUID,
+        decoder: StreamDecoder,
+        body: ByteStream | None,
+        *,
+        events: Iterable[TokenEvent] = (),
+        clock: Callable[[], float] = time.monotonic,
+        on_terminal: Callable[[TokenEvent], None] | None = None,
+        abort: Abort | None = None,
+    ) -> None:
+        """Go on where ``decoder`` is; ``events`` is what it has produced so far."""
+        super().__init__(task_id, clock=clock, on_terminal=on_terminal, abort=abort)
+        self._body = body
+        self._decoder = decoder
+        self._reusable = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+        decoder.reader(True, clock())
+        self._produced(list(events))
+
+    def __del__(self) -> None:
+        body = getattr(self, "_body", None)
+        if body is not None:
+            self._drop_timer()
+            body.abort()
+            if self._abort is not None and not self._decoder.is_terminal:
+                self._abort.start()
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the terminal event exists, delivered or not."""
+        return self._decoder.is_terminal
+
+    @property
+    def tokens_emitted(self) -> int:
+        """How many tokens the events so far stand for."""
+        return self._decoder.tokens_emitted
+
+    @property
+    def _phase(self) -> str:
+        return self._decoder.phase
+
+    async def _read(self) -> None:
+        decoder, body = self._decoder, self._body
+        if body is None:
+            return
+        now = self._clock()
+        if (due := self._due(now)) is not None:
+            # The loop had no time to ring.
+            self._strike(body, due, now)
+            return
+        decoder.reader(False, now)
+        self._set_timer()
+        try:
+            data = await body.read()
+        except TransportError as error:
+            # What woke the read may be what ended the stream.
+            if not decoder.is_terminal:
+                now = self._clock()
+                if error.detail == "truncated":
+                    self._produced(decoder.finish(now, complete=False))
+                else:
+                    self._produced(decoder.fail(error.detail, decoder.phase, now))
+            return
+        except asyncio.CancelledError:
+            self._cancel_now()
+            raise
+        if decoder.is_terminal:
+            return
+        now = self._clock()
+        events = decoder.feed(data, now) if data else decoder.finish(now)
+        decoder.reader(True, now)
+        self._produced(events)
+
+    def _produced(self, events: list[TokenEvent]) -> None:
+        """Take over what the decoder produced, and keep the timer that goes with it."""
+        if not self._decoder.is_terminal:
+            self._ready.extend(events)
+            self._set_timer()
+            return
+        self._stop_timer()
+        if not events:
+            return
+        terminal = events[-1]
+        self._reusable = terminal.kind == "end" and terminal.finish_reason != "cancelled"
+        if self._body is not None:
+            if self._reusable:
+                self._timer = self._loop.call_later(LINGER_SECONDS, _ring, weakref.ref(self))
+            else:
+                self._body.abort()
+        super()._produced(events)
+
+    def _end(self) -> list[TokenEvent]:
+        return self._decoder.cancel(self._clock())
+
+    def _sever(self) -> None:
+        if (body := self._body) is not None:
+            body.abort()
+
+    async def _stop(self) -> None:
+        if (body := self._body) is not None:
+            await self._close(body)
+
+    async def _release(self) -> None:
+        """Let the connection go: back to the pool if the body's end is near, else closed."""
+        body = self._body
+        if body is None:
+            return
+        if self._reading:
+            # The reader is on its way out and comes by here.
+            body.abort()
+            return
+        self._body = None
+        self._stop_timer()
+        try:
+            if self._reusable:
+                await self._drain(body)
+        finally:
+            await self._close(body)
+
+    async def _drain(self, body: ByteStream) -> None:
+        size = 0
+        with contextlib.suppress(TimeoutError, TransportError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while data := await body.read():
+                    self._decoder.feed(data, self._clock())
+                    size += len(data)
+                    if size > DRAIN_BYTES or self._decoder.dropped_after_end:
+                        return
+
+    async def _close(self, body: ByteStream) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await body.aclose()
+        except TimeoutError:
+            body.abort()
+
+    def _set_timer(self) -> None:
+        """Have the loop ring no later than the decoder's next clock runs out.
+
+        A timer that rings too early costs less than one moved at every read.
+        """
+        due = self._decoder.next_wakeup()
+        if due is None:
+            return
+        if self._timer is not None:
+            if self._timer_due <= due:
+                return
+            self._timer.cancel()
+        delay = max(0.0, due - self._clock())
+        self._timer = self._loop.call_later(delay, _ring, weakref.ref(self))
+        self._timer_due = due
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _drop_timer(self) -> None:
+        """Stop the timer from whatever thread the stream is dropped in."""
+        if self._timer is None or asyncio._get_running_loop() is self._loop:
+            self._stop_timer()
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._timer.cancel)
+
+    def _on_ring(self) -> None:
+        self._timer = None
+        if self._decoder.is_terminal:
+            if self._body is not None:
+                self._body.abort()
+            return
+        now = self._clock()
+        due = self._due(now)
+        if due is None:
+            self._set_timer()
+        else:
+            self._strike(None if self._reading else self._body, due, now)
+
+    def _strike(self, unread: ByteStream | None, due: float, now: float) -> None:
+        """Let a clock run out, after what came in time and waited for the reader."""
+        decoder = self._decoder
+        data = b"" if unread is None else unread.read_nowait()
+        events = decoder.feed(data, due - JUST_BEFORE) if data else []
+        if not decoder.is_terminal and (still := self._due(now)) is not None:
+            events += decoder.tick(max(now, still))
+        self._produced(events)
+
+    def _due(self, now: float) -> float | None:
+        """Return the instant of a clock that has run out, if one has."""
+        due = self._decoder.next_wakeup()
+        return due if due is not None and due - now <= CLOCK_SLACK else None
+
+
+def _ring(stream: weakref.ref[PulledStream]) -> None:
+    # The loop's timers must not keep a stream alive that nobody else refers to.
+    alive = stream()
+    if alive is not None:
+        alive._on_ring()
