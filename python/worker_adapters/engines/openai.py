@@ -79,6 +79,9 @@ _LOSES: Final[Mapping[str, Mapping[str, str]]] = {
 }
 """By server, what it is known to lose or to misread rather than to refuse, and how."""
 
+_LEAVES_STOP_TEXTS: Final = frozenset(("tgi",))
+"""Servers that leave the text they stopped at in their answer."""
+
 _VERSION_ROUTES: Final = (
     ("/version", "version"),  # vLLM, trtllm-serve
     ("/props", "build_info"),  # llama.cpp
@@ -359,6 +362,10 @@ class OpenAiAdapter(HttpAdapter):
         # Refused for a field it does not know: nothing was generated, and it never will with it.
         self._asks_for_usage = False
         return await super()._dispatched(dispatch, context, call)
+
+    def _dialect_options(self, dispatch: Dispatch) -> Mapping[str, str]:
+        stop = dispatch.stop() if _server(dispatch.identity) in _LEAVES_STOP_TEXTS else None
+        return {"stop": json.dumps(stop)} if stop else {}
 
     def _completion(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
         task, extensions = dispatch.task, dispatch.extensions

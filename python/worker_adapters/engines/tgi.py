@@ -168,10 +168,8 @@ class TgiAdapter(HttpAdapter):
 
     def _dialect_options(self, dispatch: Dispatch) -> Mapping[str, str]:
         stop = dispatch.stop()
-        if not stop or dispatch.extensions.messages is not None:
-            return {}
-        # The server leaves a stop text in its answer.
-        return {"stop": json.dumps(stop)}
+        # The server leaves a stop text in its answer, whichever route was asked.
+        return {"stop": json.dumps(stop)} if stop else {}
 
     def _completion(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
         if dispatch.extensions.messages is not None:

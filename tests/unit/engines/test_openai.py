@@ -19,6 +19,7 @@ from worker_adapters.engines._dispatch import Unsupported
 from worker_adapters.engines._identity import CAPABILITIES_SECONDS
 from worker_adapters.engines._openai_answers import embedding_answer, rerank_answer
 from worker_adapters.engines.openai import OpenAiAdapter
+from worker_adapters.testing.engines import TgiEngine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -189,6 +190,17 @@ async def test_tgi_is_known_by_its_route() -> None:
         features = (await adapter.capabilities()).features
     assert (identity.engine_version, identity.details["server"]) == ("3.3.7", "tgi")
     assert features["messages.image"] == Feature(value=False, source="adapter")
+
+
+@pytest.mark.parametrize("route", [{}, {"messages": [HELLO]}])
+async def test_a_stop_text_that_tgi_leaves_in_its_answer_is_no_part_of_it(
+    route: dict[str, Any],
+) -> None:
+    asked = openai({"stop": ["STOP"], **route}, ctx=16, max_tokens=8)
+    with TgiEngine(pieces=("a", "bST", "OP", "c")) as server:
+        async with OpenAiAdapter(server.url) as adapter:
+            answer = await (await adapter.submit(asked)).collect()
+    assert (answer.text, answer.finish_reason, answer.tokens_out) == ("ab", "stop", 3)
 
 
 async def test_sampling_as_configured() -> None:

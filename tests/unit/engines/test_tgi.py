@@ -655,10 +655,15 @@ def test_every_rule_is_used() -> None:
             assert any(rule["message"] in said for said in words), rule
 
 
-async def test_a_stop_text_is_no_part_of_the_answer() -> None:
-    asked = task("tgi", extensions={"stop": ["STOP"]}, ctx=16, max_tokens=8)
-    with TgiEngine(pieces=("a", "b", "STOP", "c")) as engine:
+@pytest.mark.parametrize("pieces", [("a", "b", "STOP", "c"), ("a", "bST", "OP", "c")])
+@pytest.mark.parametrize("route", [{}, {"messages": [HELLO]}])
+async def test_a_stop_text_is_no_part_of_the_answer(
+    route: dict[str, Any], pieces: tuple[str, ...]
+) -> None:
+    asked = tgi({"stop": ["STOP"], **route}, ctx=16, max_tokens=8)
+    with TgiEngine(pieces=pieces) as engine:
         async with TgiAdapter(engine.url) as adapter:
             answer = await (await adapter.submit(asked)).collect()
     assert (answer.text, answer.finish_reason) == ("ab", "stop")
+    assert answer.events[-1].finish_reason_raw == "stop_sequence"
     assert answer.tokens_out == 3

@@ -91,6 +91,8 @@ class Generation:
     """Why the token at hand is the last, as far as that can be known before the next."""
     stopped_by: str | None = None
     """Which of the texts it ended at."""
+    stopped_at: str = field(default="", repr=False)
+    """What of that text was in the last token, for engines that leave it in their answer."""
     sent: int = 0
     """How many tokens were sent."""
     outcome: Literal["running", "done", "error", "cut", "left", "aborted"] = "running"
@@ -353,7 +355,9 @@ def _before_stop(generation: Generation, piece: str) -> str:
         at = (sent + piece).find(word, max(0, len(sent) - len(word)))
         if at >= 0:
             generation.stopped_by = word
-            return piece[: max(0, at - len(sent))]
+            begin = max(0, at - len(sent))
+            generation.stopped_at = piece[begin : at + len(word) - len(sent)]
+            return piece[:begin]
     return piece
 
 

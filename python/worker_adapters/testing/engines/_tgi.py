@@ -130,13 +130,11 @@ class TgiEngine(OpenAiRoutes):
 
     def frame(self, generation: Generation, number: int, text: str) -> bytes:
         """Return the frame of one token; the last has the whole text, too."""
+        # What it stops at stays in the text.
+        text += generation.stopped_at
+        generation.text += generation.stopped_at
         if not _is_native(generation):
             return super().frame(generation, number, text)
-        if generation.ends == "stop":
-            # What it stops at stays in the text.
-            word = next(word for word in generation.stop if (text + word))
-            text += word
-            generation.text += word
         return self._frame(generation, token_id(text), text, generation.ends)
 
     def _frame(
@@ -160,7 +158,8 @@ class TgiEngine(OpenAiRoutes):
     def ending(self, generation: Generation, reason: str) -> Iterable[bytes]:
         """Return the end-of-sequence token where nothing else has ended it."""
         if not _is_native(generation):
-            yield from super().ending(generation, reason)
+            told = "stop_sequence" if generation.stopped_by is not None else reason
+            yield from super().ending(generation, told)
         elif generation.ends is None:
             generation.sent += 1
             yield self._frame(generation, 2, "</s>", "eos_token", special=True)

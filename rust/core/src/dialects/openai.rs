@@ -8,12 +8,15 @@
 //!   unless it announces the role or the finish reason.
 //! * `usage` comes on the last chunk, on one of its own with no choice, on every chunk (then it
 //!   counts the tokens of each), or not at all.
+//! * A stop text that was matched is no part of the text, but for TGI. With the option `stop`, a JSON
+//!   list of the stop texts, it is left out of the content there as well.
 //! * With `n > 1` choices are told apart by `index`. A stream here has one answer: chunks of another
 //!   index are dropped and counted.
 
 use std::ops::Range;
 
-use super::options::{DialectError, Pairs, Wanted};
+use super::options::{DialectError, Pairs, WANTED, Wanted};
+use super::stop_text::StopText;
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
 use crate::event::{Channel, FinishReason, Logprob};
@@ -28,6 +31,7 @@ pub(crate) const DONE: &str = "[DONE]";
 #[derive(Debug)]
 pub struct OpenAi {
     wanted: Wanted,
+    stop: StopText,
     scratch: String,
     /// A token's chunk: its text, in the channel beside.
     template: Template<1>,
@@ -38,6 +42,7 @@ impl Default for OpenAi {
     fn default() -> Self {
         Self {
             wanted: Wanted::default(),
+            stop: StopText::default(),
             scratch: String::new(),
             template: Template::default(),
             template_channel: Channel::Content,
@@ -255,6 +260,7 @@ impl Usage {
 impl FrameParser for OpenAi {
     fn frame(&mut self, event: &SseEvent<'_>, sink: &mut FrameSink<'_>) -> Result<(), JsonError> {
         if event.data == DONE {
+            self.stop.finish(false, sink);
             sink.end();
             return Ok(());
         }
@@ -263,6 +269,7 @@ impl FrameParser for OpenAi {
         }
         let chunk = Chunk::parse(event.data, self.wanted)?;
         if chunk.is_error {
+            self.stop.finish(false, sink);
             sink.error(&EngineError::from_error_value(event.data));
             return Ok(());
         }
@@ -311,7 +318,7 @@ impl FrameParser for OpenAi {
             sink.text(Channel::Reasoning, text.value_in(&mut self.scratch));
         }
         if let Some((text, _)) = &content {
-            sink.text(Channel::Content, text.value_in(&mut self.scratch));
+            self.stop.pass(text.value_in(&mut self.scratch), sink);
         }
         if let Some(calls) = tool_calls {
             sink.text(Channel::Tool, calls);
@@ -320,7 +327,9 @@ impl FrameParser for OpenAi {
             sink.stop_reason(&super::plain_value(matched));
         }
         if let Some(raw) = choice.finish_reason {
-            match &*super::plain_value(raw) {
+            let raw = super::plain_value(raw);
+            self.stop.finish(matches!(&*raw, "stop" | "stop_sequence"), sink);
+            match &*raw {
                 // The engine was stopped, or failed; it is not the model that ended.
                 "abort" | "error" => sink.aborted(&EngineError::default()),
                 raw => sink.finish_reason(FinishReason::from_engine(raw), raw),
@@ -348,9 +357,21 @@ impl FrameParser for OpenAi {
     }
 }
 
+const OPTIONS: [&str; 3] = [WANTED[0], WANTED[1], "stop"];
+
 impl OpenAi {
     pub(crate) fn new(options: Pairs<'_>) -> Result<Self, DialectError> {
-        Ok(Self { wanted: Wanted::read("openai", options)?, ..Self::default() })
+        let mut openai = Self::default();
+        for (option, value) in options {
+            if option == "stop" {
+                openai.stop = StopText::from_option(value)?;
+            } else if !openai.wanted.take(option, value)? {
+                let option = option.to_owned();
+                let known = &OPTIONS;
+                return Err(DialectError::UnknownOption { dialect: "openai", option, known });
+            }
+        }
+        Ok(openai)
     }
 
     /// Reads a chunk that differs from the last token's in nothing but its text.
@@ -362,7 +383,11 @@ impl OpenAi {
             return false;
         };
         sink.tokens(Count::More(1));
-        sink.text(self.template_channel, text.value_in(&mut self.scratch));
+        let text = text.value_in(&mut self.scratch);
+        match self.template_channel {
+            Channel::Content => self.stop.pass(text, sink),
+            channel => sink.text(channel, text),
+        }
         true
     }
 }

@@ -1,12 +1,17 @@
 //! Stop texts of engines that leave them in the answer.
 
+use super::options::{DialectError, bad_value};
+use crate::event::Channel;
 use crate::json::{JsonError, Reader};
+use crate::stream::FrameSink;
 
-/// Holds back what may become a stop text, so that one that does can be left out.
+/// Holds back what may become a stop text, so that one that does can be left out. Without stop
+/// texts everything is handed on as it comes.
 #[derive(Default)]
 pub(crate) struct StopText {
     stops: Vec<String>,
     held: String,
+    certain: String,
 }
 
 // Generated text never reaches a log through `{:?}`.
@@ -17,8 +22,29 @@ impl std::fmt::Debug for StopText {
 }
 
 impl StopText {
-    /// The stop texts in a JSON list of strings.
-    pub(crate) fn from_json(list: &str) -> Result<Self, JsonError> {
+    /// The stop texts of an option `stop`, a JSON list of strings.
+    pub(crate) fn from_option(list: &str) -> Result<Self, DialectError> {
+        Self::from_json(list).map_err(|_| bad_value("stop", "a JSON list of strings"))
+    }
+
+    /// Hands on what is certain of a text of the answer.
+    pub(crate) fn pass(&mut self, text: &str, sink: &mut FrameSink<'_>) {
+        if self.stops.is_empty() {
+            sink.text(Channel::Content, text);
+            return;
+        }
+        let mut certain = std::mem::take(&mut self.certain);
+        self.push(text, &mut certain);
+        sink.text(Channel::Content, &certain);
+        self.certain = certain;
+    }
+
+    /// Hands on what was held back, without the stop text if that is why the stream ends.
+    pub(crate) fn finish(&mut self, is_stopped: bool, sink: &mut FrameSink<'_>) {
+        sink.text(Channel::Content, &self.rest(is_stopped));
+    }
+
+    fn from_json(list: &str) -> Result<Self, JsonError> {
         let mut stops = Vec::new();
         let mut reader = Reader::new(list);
         reader.array(|_, reader| {
@@ -27,11 +53,11 @@ impl StopText {
         })?;
         reader.end()?;
         stops.retain(|stop| !stop.is_empty());
-        Ok(Self { stops, held: String::new() })
+        Ok(Self { stops, ..Self::default() })
     }
 
     /// Takes a text and moves what is certain into `out`.
-    pub(crate) fn push(&mut self, text: &str, out: &mut String) {
+    fn push(&mut self, text: &str, out: &mut String) {
         self.held.push_str(text);
         let begins_a_stop =
             |(at, _): &(usize, char)| self.held.get(*at..).is_some_and(|tail| self.may_stop(tail));
@@ -42,7 +68,7 @@ impl StopText {
     }
 
     /// What was held back, without the stop text if that is why the stream ended.
-    pub(crate) fn rest(&mut self, is_stopped: bool) -> String {
+    fn rest(&mut self, is_stopped: bool) -> String {
         let mut held = std::mem::take(&mut self.held);
         if is_stopped
             && let Some(stop) = self.stops.iter().find(|stop| held.ends_with(stop.as_str()))

@@ -8,11 +8,11 @@
 //!   list of the stop texts, it is left out, as other engines leave it out.
 //! * Every error comes inside a 200, as `{"error", "error_type"}`.
 
-use super::options::{DialectError, Pairs, WANTED, Wanted, bad_value};
+use super::options::{DialectError, Pairs, WANTED, Wanted};
 use super::stop_text::StopText;
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
-use crate::event::{Channel, FinishReason, Logprob};
+use crate::event::{FinishReason, Logprob};
 use crate::json::{JsonError, Kind, RawStr, Reader};
 use crate::sse::SseEvent;
 use crate::stream::{Count, FrameSink};
@@ -21,8 +21,7 @@ use crate::stream::{Count, FrameSink};
 #[derive(Debug, Default)]
 pub struct Tgi {
     wanted: Wanted,
-    stop: Option<StopText>,
-    certain: String,
+    stop: StopText,
     scratch: String,
 }
 
@@ -57,8 +56,7 @@ impl Tgi {
         let mut tgi = Self::default();
         for (option, value) in options {
             if option == "stop" {
-                let stop = StopText::from_json(value);
-                tgi.stop = Some(stop.map_err(|_| bad_value("stop", "a JSON list of strings"))?);
+                tgi.stop = StopText::from_option(value)?;
             } else if !tgi.wanted.take(option, value)? {
                 let option = option.to_owned();
                 let known = &OPTIONS;
@@ -132,9 +130,7 @@ impl FrameParser for Tgi {
     fn frame(&mut self, event: &SseEvent<'_>, sink: &mut FrameSink<'_>) -> Result<(), JsonError> {
         let frame = self.parse(event.data)?;
         if frame.is_error {
-            if let Some(stop) = &mut self.stop {
-                sink.text(Channel::Content, &stop.rest(false));
-            }
+            self.stop.finish(false, sink);
             sink.error(&EngineError::from_error_value(event.data));
             return Ok(());
         }
@@ -150,21 +146,13 @@ impl FrameParser for Tgi {
                 logprob.top = frame.top;
                 sink.logprob(logprob);
             }
-            match &mut self.stop {
-                _ if token.special => {}
-                None => sink.text(Channel::Content, text),
-                Some(stop) => {
-                    stop.push(text, &mut self.certain);
-                    sink.text(Channel::Content, &self.certain);
-                }
+            if !token.special {
+                self.stop.pass(text, sink);
             }
         }
         if frame.is_last {
             let details = frame.details;
-            if let Some(stop) = &mut self.stop {
-                let is_stopped = details.finish_reason == Some("\"stop_sequence\"");
-                sink.text(Channel::Content, &stop.rest(is_stopped));
-            }
+            self.stop.finish(details.finish_reason == Some("\"stop_sequence\""), sink);
             if let Some(tokens) = details.input_length {
                 sink.tokens_in(tokens);
             }
