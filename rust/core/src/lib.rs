@@ -14,6 +14,7 @@
 //!   when, and answers with events.
 //! * [`error`], [`engine_error`] and [`rules`] turn what goes wrong into data.
 //! * [`redact`] keeps secrets out of every text.
+//! * [`egress`] decides what may be connected to.
 //!
 //! `examples/replay.rs` decodes a captured body with nothing but this crate.
 
@@ -21,6 +22,7 @@
 
 mod clocks;
 pub mod dialects;
+pub mod egress;
 pub mod engine_error;
 pub mod error;
 pub mod event;
