@@ -436,6 +436,9 @@ fn what_keeps_a_connection() {
     assert!(!keeps("1.0", ""));
     assert!(keeps("1.0", "Connection: Keep-Alive\r\n"));
     assert!(!keeps("1.0", "Connection: keep-alive, close\r\n"));
+    let closed = with_headers(body.trim_end_matches("\r\n\r\nok")) + "\r\nok";
+    let closed = read(reader(), std::iter::once(closed.as_bytes()), true);
+    assert_eq!((closed.fault, closed.complete, closed.keeps_alive), (None, true, false));
 }
 
 #[test]

@@ -113,16 +113,13 @@ impl Chunked {
                 }
                 return Ok(piece);
             }
-            // A token's chunk: its line ends and its size lie whole in one read.
-            if matches!(self, Self::DataCr)
-                && let [b'\r', b'\n', rest @ ..] = *input
-            {
-                *input = rest;
-                *self = Self::NEXT;
-            }
-            if matches!(self, &mut Self::NEXT)
-                && let Some((size, rest)) = plain_size(input)
-            {
+            // A token's chunk: what is around its data lies whole in one read.
+            let line = match self {
+                Self::DataCr => input.strip_prefix(b"\r\n"),
+                Self::Size { digits: 0, .. } => Some(*input),
+                _ => None,
+            };
+            if let Some((size, rest)) = line.and_then(plain_size) {
                 *input = rest;
                 *self = Self::Data { left: size };
                 continue;

@@ -208,6 +208,7 @@ impl ResponseReader {
     /// [`Fault::Truncated`] unless the response was complete or only the close could end it; an
     /// earlier fault again.
     pub fn eof(&mut self) -> Result<(), Fault> {
+        self.reusable = false;
         match self.state {
             State::Body(body) if body.may_end() => {
                 self.state = State::End;
