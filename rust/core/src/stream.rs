@@ -231,10 +231,16 @@ impl<P: FrameParser> StreamDecoder<P> {
         now: Instant,
         out: &mut Vec<TokenEvent>,
     ) {
-        if self.law.is_terminal() || self.expire_deadline(now, out) {
+        if self.law.is_terminal() {
             return;
         }
-        let mut error = self.law.error(detail, Some(phase), message);
+        // A transport that fails at the deadline fails because of it, wherever it is.
+        let mut error = if self.law.clocks.past_deadline(now) {
+            let message = format!("the task's deadline passed in phase {phase}");
+            self.law.error(Detail::Deadline, Some(phase), &message)
+        } else {
+            self.law.error(detail, Some(phase), message)
+        };
         if let (Some(processed), false) = (processed, self.law.is_started()) {
             error.processed = processed;
         }
@@ -263,6 +269,12 @@ impl<P: FrameParser> StreamDecoder<P> {
     #[must_use]
     pub fn next_wakeup(&self) -> Option<Instant> {
         if self.law.is_terminal() { None } else { self.law.clocks.next_wakeup() }
+    }
+
+    /// When the task's time budget ends, if it has one.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.law.config.clocks.deadline
     }
 
     /// A unary answer (embedding, rerank) has come: `started` and `end` at once.

@@ -44,6 +44,13 @@ impl Instant {
         Self(self.0.saturating_add(nanos))
     }
 
+    /// The instant `duration` earlier, or the origin.
+    #[must_use]
+    pub fn saturating_sub(self, duration: Duration) -> Self {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_sub(nanos))
+    }
+
     /// How long after `earlier` this is; zero when it is not after it.
     #[must_use]
     pub fn saturating_since(self, earlier: Self) -> Duration {

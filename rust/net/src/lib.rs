@@ -1,5 +1,8 @@
 //! The native data plane: sockets read and decoded into token events.
 //!
+//! * [`Reactor`] moves any number of exchanges on; [`Target`] is an address they go to;
+//!   [`EventStream`] hands over the events of one. What a response means is decided by a [`Sink`],
+//!   which every `StreamDecoder` of `worker-adapters-core` is.
 //! * [`http1`] reads HTTP/1.1 responses strictly, without copying bodies.
 //! * [`origin`] reads base URLs; [`resolver`] turns names into addresses in a few threads,
 //!   [`happy_eyeballs`] says in which order those are tried; [`tls`] makes the client's
@@ -7,8 +10,27 @@
 
 #![forbid(unsafe_code)]
 
+mod clock;
+mod connect;
+mod exchange;
 pub mod happy_eyeballs;
 pub mod http1;
+mod link;
 pub mod origin;
+mod reactor;
 pub mod resolver;
+mod sink;
+mod state;
+mod stream;
+mod target;
+mod timers;
 pub mod tls;
+
+pub use clock::{Clock, Monotonic};
+pub use connect::TcpOptions;
+pub use exchange::{DRAIN_BYTES, DRAIN_TIME, ERROR_BODY_BYTES, ERROR_BODY_TIME, QUEUE_EVENTS};
+pub use reactor::{Driver, Reactor, ReactorConfig};
+pub use sink::Sink;
+pub use state::READ_BYTES;
+pub use stream::EventStream;
+pub use target::{Bounds, Request, Target, TargetConfig, Vet};

@@ -1,0 +1,392 @@
+//! One request and its response, without the socket: what arrives, what is due, what waits to be
+//! taken.
+
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use worker_adapters_core::error::{Detail, Phase, Processed};
+use worker_adapters_core::event::TokenEvent;
+use worker_adapters_core::http::ResponseHead;
+use worker_adapters_core::time::Instant;
+
+use crate::http1::{Item, Limits, ResponseReader};
+use crate::sink::Sink;
+
+/// How many events wait for the reader before the socket is no longer read.
+pub const QUEUE_EVENTS: usize = 256;
+
+/// How much of an error answer's body is read.
+pub const ERROR_BODY_BYTES: usize = 8 << 10;
+
+/// How long the body of an error answer may take once its head is there.
+pub const ERROR_BODY_TIME: Duration = Duration::from_secs(2);
+
+/// How much is read after the terminal event, to use the connection again.
+pub const DRAIN_BYTES: usize = 64 << 10;
+
+/// How long that may take.
+pub const DRAIN_TIME: Duration = Duration::from_millis(250);
+
+/// How long before the deadline bytes are taken to have come that waited when it passed.
+const JUST_BEFORE: Duration = Duration::from_micros(1);
+
+/// How far an exchange is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Step {
+    /// Waits for a place.
+    Queue,
+    Resolve,
+    Connect,
+    Tls,
+    Write,
+    Head,
+    Body,
+    /// The terminal event is there; what is left of the body is read away.
+    Drain,
+    /// The connection has been given back or closed.
+    Over,
+}
+
+impl Step {
+    fn phase(self) -> Phase {
+        match self {
+            Self::Queue => Phase::Queue,
+            Self::Resolve => Phase::Resolve,
+            Self::Connect => Phase::Connect,
+            Self::Tls => Phase::Tls,
+            Self::Write => Phase::Write,
+            Self::Head => Phase::Head,
+            Self::Body => Phase::Stream,
+            Self::Drain | Self::Over => Phase::Drain,
+        }
+    }
+}
+
+/// What is to become of the connection after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// It is still needed.
+    Hold,
+    /// It can carry another request.
+    Keep,
+    /// It cannot.
+    Close,
+}
+
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one exchange")]
+pub(crate) struct Exchange {
+    pub(crate) pool: usize,
+    /// Whether it is counted among those under way.
+    pub(crate) has_place: bool,
+    /// When another address is to be tried.
+    pub(crate) next_attempt: Option<Instant>,
+    pub(crate) connection: Option<usize>,
+    pub(crate) connect_timeout: Option<Duration>,
+    pub(crate) tls_timeout: Option<Duration>,
+    /// Under which instant and number the timers know it.
+    pub(crate) armed: Option<(Instant, u64)>,
+    /// Nobody will take its events; it only waits for the end of the body.
+    pub(crate) is_orphan: bool,
+    /// The queue was full, so the socket may hold more than the poll will tell of.
+    pub(crate) is_paused: bool,
+    pub(crate) step: Step,
+    step_due: Option<Instant>,
+    request: Vec<u8>,
+    written: usize,
+    sink: Box<dyn Sink>,
+    reader: ResponseReader,
+    status: Option<u16>,
+    /// How much of the body is still read, where that is bounded.
+    allowance: Option<usize>,
+    queue: Vec<TokenEvent>,
+    waker: Option<Waker>,
+    is_awaited: bool,
+}
+
+impl Exchange {
+    pub(crate) fn new(pool: usize, request: Vec<u8>, sink: Box<dyn Sink>, limits: Limits) -> Self {
+        Self {
+            pool,
+            has_place: false,
+            next_attempt: None,
+            connection: None,
+            connect_timeout: None,
+            tls_timeout: None,
+            armed: None,
+            is_orphan: false,
+            is_paused: false,
+            step: Step::Queue,
+            step_due: None,
+            request,
+            written: 0,
+            sink,
+            reader: ResponseReader::new(false, limits),
+            status: None,
+            allowance: None,
+            queue: Vec::new(),
+            waker: None,
+            is_awaited: false,
+        }
+    }
+
+    pub(crate) fn sink(&self) -> &dyn Sink {
+        &*self.sink
+    }
+
+    pub(crate) fn status(&self) -> Option<u16> {
+        self.status
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        if self.step < Step::Body { self.step.phase() } else { self.sink.phase() }
+    }
+
+    /// Whether the engine can have seen anything of the request.
+    pub(crate) fn is_sent(&self) -> bool {
+        self.written > 0 || self.step > Step::Write
+    }
+
+    pub(crate) fn dispatched(&mut self, now: Instant) {
+        self.sink.dispatched(now);
+    }
+
+    /// Begins a step that may last `bound`.
+    pub(crate) fn enter(&mut self, step: Step, bound: Option<Duration>, now: Instant) {
+        self.step = step;
+        self.step_due = bound.map(|bound| now.saturating_add(bound));
+    }
+
+    /// Begins a step within the bound of the one before.
+    pub(crate) fn advance(&mut self, step: Step) {
+        self.step = step;
+    }
+
+    /// When a clock runs out next, or another address is to be tried.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        if self.step == Step::Over {
+            return None;
+        }
+        self.step_due.into_iter().chain(self.next_attempt).chain(self.sink.next_wakeup()).min()
+    }
+
+    // The request.
+
+    pub(crate) fn is_writing(&self) -> bool {
+        self.step == Step::Write || !self.unwritten().is_empty()
+    }
+
+    pub(crate) fn unwritten(&self) -> &[u8] {
+        self.request.get(self.written..).unwrap_or_default()
+    }
+
+    pub(crate) fn wrote(&mut self, size: usize, now: Instant) {
+        self.written = self.written.saturating_add(size).min(self.request.len());
+        if self.written == self.request.len() {
+            // It may hold a key and a prompt, and is not needed any more.
+            self.request = Vec::new();
+            self.written = 0;
+            if self.step == Step::Write {
+                self.enter(Step::Head, None, now);
+            }
+        }
+    }
+
+    // The response.
+
+    /// Whether more may be read.
+    pub(crate) fn wants_bytes(&self) -> bool {
+        matches!(self.step, Step::Write | Step::Head | Step::Body | Step::Drain)
+            && self.queue.len() < QUEUE_EVENTS
+    }
+
+    /// Bytes have come.
+    pub(crate) fn bytes(&mut self, mut input: &[u8], now: Instant) -> Next {
+        let at = self.arrival(now);
+        loop {
+            match self.reader.next(&mut input) {
+                Ok(Item::NeedMore) => break,
+                Ok(Item::Head(head)) => {
+                    let status = head.status;
+                    let headers: Vec<_> = head.headers().collect();
+                    let head = ResponseHead { status, headers: &headers };
+                    self.sink.head(&head, at, &mut self.queue);
+                    self.status = Some(status);
+                    self.step = Step::Body;
+                    self.step_due = None;
+                    if status != 200 {
+                        self.allowance = Some(ERROR_BODY_BYTES);
+                        self.step_due = Some(now.saturating_add(ERROR_BODY_TIME));
+                    }
+                }
+                Ok(Item::Body(bytes)) => {
+                    self.sink.body(bytes, at, &mut self.queue);
+                    if let Some(allowance) = &mut self.allowance {
+                        *allowance = allowance.saturating_sub(bytes.len());
+                        if *allowance == 0 {
+                            self.sink.finish(false, at, &mut self.queue);
+                            return Next::Close;
+                        }
+                    }
+                }
+                Ok(Item::End) => {
+                    self.sink.finish(true, at, &mut self.queue);
+                    return self.settled(now);
+                }
+                Err(fault) => {
+                    let detail = fault.detail();
+                    if detail == Detail::Truncated {
+                        self.sink.finish(false, at, &mut self.queue);
+                    } else {
+                        self.fail(detail, at);
+                    }
+                    return Next::Close;
+                }
+            }
+        }
+        self.settled(now)
+    }
+
+    /// The peer has closed its side; `clean` says whether it said so.
+    pub(crate) fn closed(&mut self, clean: bool, now: Instant) -> Next {
+        let at = self.arrival(now);
+        if self.step < Step::Body {
+            self.fail(Detail::Reset, at);
+        } else {
+            let complete = clean && self.reader.eof().is_ok();
+            self.sink.finish(complete, at, &mut self.queue);
+        }
+        Next::Close
+    }
+
+    /// The connection has broken.
+    pub(crate) fn broken(&mut self, now: Instant) -> Next {
+        let at = self.arrival(now);
+        self.fail(Detail::Reset, at);
+        Next::Close
+    }
+
+    /// The exchange cannot go on, for this reason.
+    pub(crate) fn fail(&mut self, detail: Detail, now: Instant) {
+        let processed = match self.status {
+            Some(_) => None,
+            None if self.is_sent() => Some(Processed::Unknown),
+            None => Some(Processed::No),
+        };
+        self.sink.fail(detail, self.phase(), processed, now, &mut self.queue);
+    }
+
+    pub(crate) fn cancel(&mut self, now: Instant) {
+        // What nobody has taken is taken back; a terminal event that was there stands.
+        if !self.sink.is_terminal() {
+            self.queue.clear();
+        }
+        self.sink.cancel(now, &mut self.queue);
+    }
+
+    /// Lets the clocks that have run out strike.
+    pub(crate) fn strike(&mut self, now: Instant) -> Next {
+        if self.step_due.is_some_and(|due| due <= now) {
+            match self.step {
+                Step::Queue => self.fail(Detail::Saturated, now),
+                Step::Resolve | Step::Connect => self.fail(Detail::ConnectTimeout, now),
+                Step::Tls => self.fail(Detail::TlsTimeout, now),
+                Step::Body => self.sink.finish(false, now, &mut self.queue),
+                Step::Write | Step::Head | Step::Drain | Step::Over => {}
+            }
+            return Next::Close;
+        }
+        if self.sink.next_wakeup().is_none_or(|due| due > now) {
+            return Next::Hold;
+        }
+        match self.step {
+            // Where the deadline is what has passed, it is the deadline that is reported.
+            Step::Queue | Step::Resolve | Step::Connect | Step::Tls => {
+                self.fail(Detail::ConnectTimeout, now);
+            }
+            Step::Write => self.fail(Detail::WriteTimeout, now),
+            Step::Head if self.reader.has_partial_head() => {
+                self.fail(Detail::HeaderTimeout, now);
+            }
+            _ => self.sink.tick(now, &mut self.queue),
+        }
+        if self.sink.is_terminal() { Next::Close } else { Next::Hold }
+    }
+
+    pub(crate) fn pause(&mut self, paused: bool, now: Instant) {
+        if self.is_paused != paused {
+            self.is_paused = paused;
+            self.sink.reader(paused, now);
+        }
+    }
+
+    /// What waited when the deadline passed came in time, however late we look.
+    fn arrival(&self, now: Instant) -> Instant {
+        match self.sink.deadline() {
+            Some(deadline) if deadline <= now => deadline.saturating_sub(JUST_BEFORE),
+            _ => now,
+        }
+    }
+
+    /// What the connection is good for after some input.
+    fn settled(&mut self, now: Instant) -> Next {
+        if !self.sink.is_terminal() {
+            return Next::Hold;
+        }
+        let has_failed =
+            self.queue.last().is_some_and(|event| matches!(event, TokenEvent::Error(_)));
+        let is_refusal = self.status.is_some_and(|status| status != 200);
+        if self.reader.is_complete() {
+            let is_whole = self.unwritten().is_empty() && !self.sink.has_surplus();
+            let is_sound = is_refusal || !has_failed;
+            return if is_whole && is_sound && self.reader.keeps_alive() {
+                Next::Keep
+            } else {
+                Next::Close
+            };
+        }
+        if has_failed || self.sink.has_surplus() || self.reader.is_close_delimited() {
+            return Next::Close;
+        }
+        if self.step != Step::Drain {
+            self.allowance = Some(DRAIN_BYTES);
+            self.enter(Step::Drain, Some(DRAIN_TIME), now);
+        }
+        Next::Hold
+    }
+
+    // The reader of the events.
+
+    /// Moves what has come to `out`; `Pending` when nothing has and something may.
+    pub(crate) fn poll_take(
+        &mut self,
+        context: &mut Context<'_>,
+        out: &mut Vec<TokenEvent>,
+    ) -> Poll<()> {
+        if self.take(out) || self.sink.is_terminal() {
+            self.is_awaited = false;
+            return Poll::Ready(());
+        }
+        match &mut self.waker {
+            Some(waker) if waker.will_wake(context.waker()) => {}
+            waker => *waker = Some(context.waker().clone()),
+        }
+        self.is_awaited = true;
+        Poll::Pending
+    }
+
+    /// Moves what has come to `out`; whether anything had.
+    pub(crate) fn take(&mut self, out: &mut Vec<TokenEvent>) -> bool {
+        let has_events = !self.queue.is_empty();
+        out.append(&mut self.queue);
+        has_events
+    }
+
+    /// Whoever is to be woken, if there is something to wake for.
+    pub(crate) fn waker(&mut self) -> Option<&Waker> {
+        if !self.is_awaited || (self.queue.is_empty() && !self.sink.is_terminal()) {
+            return None;
+        }
+        self.is_awaited = false;
+        self.waker.as_ref()
+    }
+}

@@ -1,0 +1,568 @@
+//! Everything the reactor's lock protects: exchanges, connections, pools and timers.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Waker;
+
+use mio::event::Event;
+use mio::{Registry, Token};
+use rustls::ClientConnection;
+use slab::Slab;
+use worker_adapters_core::error::Detail;
+use worker_adapters_core::time::Instant;
+
+use crate::connect::{self, Connecting};
+use crate::exchange::{Exchange, Next, Step};
+use crate::link::{Got, Link};
+use crate::resolver::{self, Resolver};
+use crate::target::{Pool, TargetConfig};
+use crate::timers::Timers;
+use crate::tls;
+
+/// How much is read from a socket at once.
+pub const READ_BYTES: usize = 32 << 10;
+
+/// How often one exchange may read before the others have their turn.
+const READS_PER_TURN: usize = 4;
+
+struct Connection {
+    pool: usize,
+    stage: Stage,
+    exchange: Option<usize>,
+    /// Under which instant and number the timers know it while it rests.
+    armed: Option<(Instant, u64)>,
+}
+
+enum Stage {
+    Resolving(u64),
+    Connecting(Connecting),
+    Open(Box<Link>),
+}
+
+pub(crate) struct State {
+    registry: Registry,
+    resolver: Resolver,
+    exchanges: Slab<Exchange>,
+    connections: Slab<Connection>,
+    pools: Slab<Pool>,
+    /// The clocks of exchanges.
+    clocks: Timers,
+    /// When connections have rested long enough.
+    rests: Timers,
+    /// Exchanges whose sockets may hold more than the poll will tell of.
+    unread: Vec<usize>,
+    buffer: Vec<u8>,
+    wakers: Vec<Waker>,
+    /// Exchanges whose turn has come to have a place.
+    admitted: Vec<usize>,
+    tickets: u64,
+}
+
+impl State {
+    pub(crate) fn new(registry: Registry, resolver: Resolver) -> Self {
+        Self {
+            registry,
+            resolver,
+            exchanges: Slab::new(),
+            connections: Slab::new(),
+            pools: Slab::new(),
+            clocks: Timers::default(),
+            rests: Timers::default(),
+            unread: Vec::new(),
+            buffer: vec![0; READ_BYTES],
+            wakers: Vec::new(),
+            admitted: Vec::new(),
+            tickets: 0,
+        }
+    }
+
+    // What happens outside a turn.
+
+    pub(crate) fn add_pool(&mut self, config: Arc<TargetConfig>) -> usize {
+        self.pools.insert(Pool::new(config))
+    }
+
+    /// Closes what rests for a target that nobody refers to any more.
+    pub(crate) fn remove_pool(&mut self, key: usize) {
+        if let Some(pool) = self.pools.try_remove(key) {
+            for connection in pool.idle {
+                self.close(connection);
+            }
+        }
+    }
+
+    pub(crate) fn submit(&mut self, exchange: Exchange, now: Instant) -> usize {
+        let key = self.exchanges.insert(exchange);
+        if let Some(exchange) = self.exchanges.get_mut(key) {
+            exchange.dispatched(now);
+        }
+        self.place(key, now);
+        self.admit(now);
+        key
+    }
+
+    pub(crate) fn exchange(&mut self, key: usize) -> Option<&mut Exchange> {
+        self.exchanges.get_mut(key)
+    }
+
+    /// Whether an exchange's socket waits for a reader that has taken what there was.
+    pub(crate) fn is_held_up(&self, key: usize) -> bool {
+        self.exchanges.get(key).is_some_and(|exchange| exchange.is_paused && exchange.wants_bytes())
+    }
+
+    /// Has the socket of such an exchange read again, in the next turn.
+    pub(crate) fn release(&mut self, key: usize, now: Instant) {
+        if let Some(exchange) = self.exchanges.get_mut(key) {
+            exchange.pause(false, now);
+            let due = exchange.due();
+            self.clocks.arm(&mut exchange.armed, due, key);
+            self.unread.push(key);
+        }
+    }
+
+    /// Ends an exchange for its caller; whether there was anything to end.
+    pub(crate) fn cancel(&mut self, key: usize, now: Instant) -> bool {
+        let Some(exchange) = self.exchanges.get_mut(key) else { return false };
+        let was_running = !exchange.sink().is_terminal();
+        exchange.cancel(now);
+        self.after(key, Next::Close, now);
+        self.admit(now);
+        was_running
+    }
+
+    /// Forgets an exchange, closing its connection if it has not come to its end.
+    pub(crate) fn remove(&mut self, key: usize, now: Instant) {
+        let Some(exchange) = self.exchanges.get_mut(key) else { return };
+        if exchange.step == Step::Drain {
+            // Nobody waits for what is left of the body, but the next request may use the connection.
+            exchange.is_orphan = true;
+            return;
+        }
+        self.after(key, Next::Close, now);
+        self.discard(key);
+        self.admit(now);
+    }
+
+    fn discard(&mut self, key: usize) {
+        if let Some(mut exchange) = self.exchanges.try_remove(key) {
+            self.clocks.disarm(&mut exchange.armed);
+        }
+        self.unread.retain(|unread| *unread != key);
+    }
+
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.clocks.next().into_iter().chain(self.rests.next()).min()
+    }
+
+    pub(crate) fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
+    pub(crate) fn take_wakers(&mut self, into: &mut Vec<Waker>) {
+        into.append(&mut self.wakers);
+    }
+
+    pub(crate) fn open_connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    pub(crate) fn resting_connections(&self) -> usize {
+        self.pools.iter().map(|(_, pool)| pool.idle.len()).sum()
+    }
+
+    /// Sends on their way those who waited for a place that has become free.
+    pub(crate) fn admit(&mut self, now: Instant) {
+        while let Some(key) = self.admitted.pop() {
+            self.place(key, now);
+        }
+    }
+
+    // A turn.
+
+    /// The poll says that a connection's socket is ready.
+    pub(crate) fn ready(&mut self, event: &Event, now: Instant) {
+        let key = event.token().0;
+        let is_closing = event.is_read_closed() || event.is_error();
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        match &mut connection.stage {
+            Stage::Resolving(_) => {}
+            Stage::Connecting(_) => self.connect(key, now),
+            Stage::Open(link) => {
+                link.ready(is_closing);
+                match connection.exchange {
+                    Some(exchange) => self.drive(exchange, now),
+                    // Whatever it is, nobody has asked for it.
+                    None => self.close(key),
+                }
+            }
+        }
+    }
+
+    /// A name has been looked up.
+    pub(crate) fn resolved(
+        &mut self,
+        ticket: u64,
+        answer: io::Result<Vec<SocketAddr>>,
+        now: Instant,
+    ) {
+        let found = self.connections.iter().find_map(|(key, connection)| match connection.stage {
+            Stage::Resolving(of) if of == ticket => Some((key, connection.exchange)),
+            _ => None,
+        });
+        let Some((key, Some(exchange))) = found else { return };
+        match answer {
+            Ok(addresses) if !addresses.is_empty() => self.dial(key, addresses, now),
+            Ok(_) | Err(_) => self.fail(exchange, Detail::Resolve, now),
+        }
+    }
+
+    /// Reads what had to wait in earlier turns.
+    pub(crate) fn resume(&mut self, now: Instant) {
+        for key in std::mem::take(&mut self.unread) {
+            self.drive(key, now);
+        }
+    }
+
+    /// Lets every clock strike that has run out.
+    pub(crate) fn strike(&mut self, now: Instant) {
+        while let Some(key) = self.clocks.pop(now) {
+            let Some(exchange) = self.exchanges.get_mut(key) else { continue };
+            exchange.armed = None;
+            if exchange.due().is_some_and(|due| due <= now) {
+                self.expire(key, now);
+            } else {
+                let due = exchange.due();
+                self.clocks.arm(&mut exchange.armed, due, key);
+            }
+        }
+        while let Some(key) = self.rests.pop(now) {
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.armed = None;
+                self.close(key);
+            }
+        }
+    }
+
+    fn expire(&mut self, key: usize, now: Instant) {
+        if let Some(Exchange { step: Step::Connect, connection: Some(connection), .. }) =
+            self.exchanges.get(key)
+        {
+            // It may be only that the next address is due.
+            self.connect(*connection, now);
+        } else {
+            // What had come in time counts, even if nobody had the time to look.
+            self.drive(key, now);
+        }
+        let Some(exchange) = self.exchanges.get_mut(key) else { return };
+        if exchange.due().is_some_and(|due| due <= now) {
+            let next = exchange.strike(now);
+            self.after(key, next, now);
+        }
+    }
+
+    // An exchange on its way.
+
+    /// Finds a connection for an exchange, or has it wait for a place.
+    fn place(&mut self, key: usize, now: Instant) {
+        let Some(exchange) = self.exchanges.get_mut(key) else { return };
+        let Some(pool) = self.pools.get_mut(exchange.pool) else { return };
+        if pool.active < pool.config.max_exchanges {
+            pool.active += 1;
+            exchange.has_place = true;
+            self.connection(key, now);
+        } else if pool.waiting.len() < pool.config.max_waiting {
+            pool.waiting.push_back(key);
+            exchange.enter(Step::Queue, Some(pool.config.queue_timeout), now);
+            self.after(key, Next::Hold, now);
+        } else {
+            self.fail(key, Detail::Saturated, now);
+        }
+    }
+
+    /// Takes a connection that rests, or opens one.
+    fn connection(&mut self, key: usize, now: Instant) {
+        let Some(exchange) = self.exchanges.get_mut(key) else { return };
+        let Some(pool) = self.pools.get_mut(exchange.pool) else { return };
+        while let Some(idle) = pool.idle.pop() {
+            let Some(connection) = self.connections.get_mut(idle) else { continue };
+            self.rests.disarm(&mut connection.armed);
+            let Stage::Open(link) = &mut connection.stage else { continue };
+            // A peer that has closed it meanwhile has not seen anything of the request.
+            link.ready(false);
+            if matches!(link.read(&mut self.buffer), Ok(Got::Nothing)) {
+                connection.exchange = Some(key);
+                exchange.connection = Some(idle);
+                exchange.enter(Step::Write, None, now);
+                self.drive(key, now);
+                return;
+            }
+            let gone = self.connections.remove(idle);
+            gone.deregister(&self.registry);
+        }
+        self.open(key, now);
+    }
+
+    fn open(&mut self, key: usize, now: Instant) {
+        let Some(exchange) = self.exchanges.get_mut(key) else { return };
+        let Some(pool) = self.pools.get(exchange.pool) else { return };
+        let config = Arc::clone(&pool.config);
+        let (host, port) = (config.origin.host(), config.origin.port());
+        self.tickets += 1;
+        let ticket = self.tickets;
+        let connection = self.connections.insert(Connection {
+            pool: exchange.pool,
+            stage: Stage::Resolving(ticket),
+            exchange: Some(key),
+            armed: None,
+        });
+        exchange.connection = Some(connection);
+        exchange.enter(Step::Resolve, exchange.connect_timeout, now);
+        if let Some(address) = resolver::literal(host, port) {
+            self.dial(connection, vec![address], now);
+        } else if self.resolver.resolve(ticket, host, port).is_err() {
+            self.fail(key, Detail::Saturated, now);
+        } else {
+            self.after(key, Next::Hold, now);
+        }
+    }
+
+    /// Connects to the first of `addresses` that answers, if the policy allows them all.
+    fn dial(&mut self, key: usize, addresses: Vec<SocketAddr>, now: Instant) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let Some(exchange_key) = connection.exchange else { return };
+        let Some(pool) = self.pools.get(connection.pool) else { return };
+        if !addresses.iter().all(|address| pool.config.allows(*address)) {
+            self.fail(exchange_key, Detail::EgressDenied, now);
+            return;
+        }
+        connection.stage =
+            Stage::Connecting(Connecting::new(addresses, Token(key), pool.config.tcp));
+        if let Some(exchange) = self.exchanges.get_mut(exchange_key) {
+            exchange.advance(Step::Connect);
+        }
+        self.connect(key, now);
+    }
+
+    /// Goes on with connecting.
+    fn connect(&mut self, key: usize, now: Instant) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let Some(exchange_key) = connection.exchange else { return };
+        let Stage::Connecting(connecting) = &mut connection.stage else { return };
+        let progress = connecting.poll(&self.registry, now);
+        let due = connecting.due();
+        match progress {
+            connect::Progress::Pending => {
+                if let Some(exchange) = self.exchanges.get_mut(exchange_key) {
+                    exchange.next_attempt = due;
+                }
+                self.after(exchange_key, Next::Hold, now);
+            }
+            connect::Progress::Failed(detail) => self.fail(exchange_key, detail, now),
+            connect::Progress::Connected(socket) => self.connected(key, exchange_key, socket, now),
+        }
+    }
+
+    fn connected(
+        &mut self,
+        key: usize,
+        exchange_key: usize,
+        socket: mio::net::TcpStream,
+        now: Instant,
+    ) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let Some(exchange) = self.exchanges.get_mut(exchange_key) else { return };
+        let Some(pool) = self.pools.get(connection.pool) else { return };
+        exchange.next_attempt = None;
+        let config = Arc::clone(&pool.config);
+        let peer = socket.peer_addr();
+        connection.stage = Stage::Open(Box::new(Link::plain(socket)));
+        // Whatever was asked for, this is who answers.
+        if !peer.is_ok_and(|peer| config.allows(peer)) {
+            self.fail(exchange_key, Detail::EgressDenied, now);
+            return;
+        }
+        let Some(tls_config) = &config.tls else {
+            exchange.enter(Step::Write, None, now);
+            self.drive(exchange_key, now);
+            return;
+        };
+        let session = tls::server_name(config.origin.host())
+            .ok()
+            .and_then(|name| ClientConnection::new(Arc::clone(tls_config), name).ok());
+        let Stage::Open(link) = &mut connection.stage else { return };
+        match session {
+            Some(session) => {
+                link.begin_tls(session);
+                exchange.enter(Step::Tls, exchange.tls_timeout, now);
+                self.drive(exchange_key, now);
+            }
+            None => self.fail(exchange_key, Detail::Tls, now),
+        }
+    }
+
+    /// Goes on with an exchange that has a socket: handshake, write, read.
+    fn drive(&mut self, key: usize, now: Instant) {
+        let next = self.advance(key, now);
+        self.after(key, next, now);
+    }
+
+    fn advance(&mut self, key: usize, now: Instant) -> Next {
+        let Some(exchange) = self.exchanges.get_mut(key) else { return Next::Hold };
+        let connection = exchange.connection.and_then(|key| self.connections.get_mut(key));
+        let Some(Connection { stage: Stage::Open(link), .. }) = connection else {
+            return Next::Hold;
+        };
+        if exchange.step == Step::Tls {
+            match link.handshake() {
+                Ok(true) => exchange.enter(Step::Write, None, now),
+                Ok(false) => return Next::Hold,
+                Err(error) => {
+                    exchange.fail(handshake_detail(&error), now);
+                    return Next::Close;
+                }
+            }
+        }
+        let mut is_writable = true;
+        if exchange.is_writing() {
+            is_writable = write(exchange, link, now);
+        } else if link.flush().is_err() {
+            is_writable = false;
+        }
+        let mut reads = 0;
+        while link.may_have_more() {
+            if !exchange.wants_bytes() {
+                exchange.pause(true, now);
+                return Next::Hold;
+            }
+            if reads == READS_PER_TURN {
+                self.unread.push(key);
+                return Next::Hold;
+            }
+            reads += 1;
+            let next = match link.read(&mut self.buffer) {
+                Ok(Got::Bytes(size)) => {
+                    exchange.bytes(self.buffer.get(..size).unwrap_or_default(), now)
+                }
+                Ok(Got::Nothing) => break,
+                Ok(Got::Closed) => exchange.closed(true, now),
+                Ok(Got::Cut) => exchange.closed(false, now),
+                Err(_) => exchange.broken(now),
+            };
+            if next != Next::Hold {
+                // A peer that closes after each response says so in the same breath.
+                let is_over = next == Next::Keep && link.is_closing();
+                return if is_over { Next::Close } else { next };
+            }
+        }
+        if is_writable {
+            Next::Hold
+        } else {
+            // The peer took no more, and has nothing to say about it.
+            exchange.broken(now)
+        }
+    }
+
+    fn fail(&mut self, key: usize, detail: Detail, now: Instant) {
+        if let Some(exchange) = self.exchanges.get_mut(key) {
+            exchange.fail(detail, now);
+        }
+        self.after(key, Next::Close, now);
+    }
+
+    /// What has to be done after anything has happened to an exchange.
+    fn after(&mut self, key: usize, next: Next, now: Instant) {
+        let Some(exchange) = self.exchanges.get_mut(key) else { return };
+        if let Some(waker) = exchange.waker() {
+            let waker = waker.clone();
+            self.wakers.push(waker);
+        }
+        if next == Next::Hold {
+            let due = exchange.due();
+            self.clocks.arm(&mut exchange.armed, due, key);
+            return;
+        }
+        if exchange.step == Step::Over {
+            return;
+        }
+        let was_waiting = exchange.step == Step::Queue;
+        exchange.enter(Step::Over, None, now);
+        self.clocks.disarm(&mut exchange.armed);
+        let (pool, is_orphan) = (exchange.pool, exchange.is_orphan);
+        let had_place = std::mem::take(&mut exchange.has_place);
+        if let Some(connection) = exchange.connection.take() {
+            if next == Next::Keep {
+                self.rest(connection, now);
+            } else {
+                self.close(connection);
+            }
+        }
+        if is_orphan {
+            self.discard(key);
+        }
+        let Some(pool) = self.pools.get_mut(pool) else { return };
+        if was_waiting {
+            pool.waiting.retain(|waiting| *waiting != key);
+        }
+        if had_place {
+            pool.active -= 1;
+            self.admitted.extend(pool.waiting.pop_front());
+        }
+    }
+
+    /// Keeps a connection for another request.
+    fn rest(&mut self, key: usize, now: Instant) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.exchange = None;
+        let pool = self.pools.get_mut(connection.pool);
+        match pool {
+            Some(pool) if pool.idle.len() < pool.config.max_idle => {
+                pool.idle.push(key);
+                let due = now.saturating_add(pool.config.idle_timeout);
+                self.rests.arm(&mut connection.armed, Some(due), key);
+            }
+            _ => self.close(key),
+        }
+    }
+
+    fn close(&mut self, key: usize) {
+        let Some(mut connection) = self.connections.try_remove(key) else { return };
+        self.rests.disarm(&mut connection.armed);
+        if let Stage::Resolving(ticket) = connection.stage {
+            self.resolver.forget(ticket);
+        }
+        if let Some(pool) = self.pools.get_mut(connection.pool) {
+            pool.idle.retain(|idle| *idle != key);
+        }
+        connection.deregister(&self.registry);
+    }
+}
+
+impl Connection {
+    fn deregister(self, registry: &Registry) {
+        match self.stage {
+            Stage::Resolving(_) => {}
+            Stage::Connecting(mut connecting) => connecting.close(registry),
+            Stage::Open(link) => link.close(registry),
+        }
+    }
+}
+
+/// Writes what the socket takes of the request; false when it will never take more.
+fn write(exchange: &mut Exchange, link: &mut Link, now: Instant) -> bool {
+    while !exchange.unwritten().is_empty() {
+        match link.write(exchange.unwritten()) {
+            Ok(0) => return true,
+            Ok(size) => exchange.wrote(size, now),
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+fn handshake_detail(error: &io::Error) -> Detail {
+    error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        .map_or(Detail::Tls, tls::fault_detail)
+}

@@ -1,0 +1,198 @@
+//! An engine's address and what is kept for it: limits, connections at rest, whoever waits.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+
+use crate::connect::TcpOptions;
+use crate::exchange::Exchange;
+use crate::http1::{self, InvalidRequest, Limits};
+use crate::origin::Origin;
+use crate::reactor::{Reactor, Shared};
+use crate::sink::Sink;
+use crate::stream::EventStream;
+
+/// What the reactor needs to know of an engine's address.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct TargetConfig {
+    /// Where requests go.
+    pub origin: Origin,
+    /// How TLS is spoken, where the scheme is https.
+    pub tls: Option<Arc<ClientConfig>>,
+    /// Which addresses may be connected to; all of them where unset.
+    pub vet: Option<Vet>,
+    /// How lost peers are noticed.
+    pub tcp: TcpOptions,
+    /// Limits on responses.
+    pub http: Limits,
+    /// How many exchanges may be under way at a time; each has a connection.
+    pub max_exchanges: usize,
+    /// How many more may wait for a place.
+    pub max_waiting: usize,
+    /// How long they wait.
+    pub queue_timeout: Duration,
+    /// How many connections are kept for later requests.
+    pub max_idle: usize,
+    /// For how long. Below the 5 s after which llama.cpp closes an idle connection.
+    pub idle_timeout: Duration,
+}
+
+/// Says whether an address may be connected to.
+pub type Vet = Arc<dyn Fn(SocketAddr) -> bool + Send + Sync>;
+
+impl TargetConfig {
+    /// The defaults for `origin`, without TLS.
+    #[must_use]
+    pub fn new(origin: Origin) -> Self {
+        Self {
+            origin,
+            tls: None,
+            vet: None,
+            tcp: TcpOptions::default(),
+            http: Limits::default(),
+            max_exchanges: 1024,
+            max_waiting: 1024,
+            queue_timeout: Duration::from_secs(5),
+            max_idle: 64,
+            idle_timeout: Duration::from_secs(4),
+        }
+    }
+
+    pub(crate) fn allows(&self, address: SocketAddr) -> bool {
+        self.vet.as_ref().is_none_or(|vet| vet(address))
+    }
+}
+
+impl fmt::Debug for TargetConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TargetConfig").field("origin", &self.origin).finish_non_exhaustive()
+    }
+}
+
+/// A target and its connections, inside the reactor.
+pub(crate) struct Pool {
+    pub(crate) config: Arc<TargetConfig>,
+    /// Connections at rest, the one used last at the end.
+    pub(crate) idle: Vec<usize>,
+    /// How many exchanges hold a place.
+    pub(crate) active: usize,
+    pub(crate) waiting: VecDeque<usize>,
+}
+
+impl Pool {
+    pub(crate) fn new(config: Arc<TargetConfig>) -> Self {
+        Self { config, idle: Vec::new(), active: 0, waiting: VecDeque::new() }
+    }
+}
+
+/// One address, from which exchanges start. A clone is another handle on the same one.
+///
+/// Connections are kept for as long as there is a handle.
+#[derive(Clone)]
+pub struct Target(Arc<Handle>);
+
+struct Handle {
+    reactor: Reactor,
+    key: usize,
+    config: Arc<TargetConfig>,
+}
+
+/// A request to a target.
+#[derive(Clone, Copy)]
+pub struct Request<'r> {
+    /// `GET` or `POST`.
+    pub method: &'r str,
+    /// Path and query, from `/` on.
+    pub path: &'r str,
+    /// Names and values beside those that follow from target and body.
+    pub headers: &'r [(&'r [u8], &'r [u8])],
+    /// The body, sent with its length; a `GET` has none.
+    pub body: Option<&'r [u8]>,
+}
+
+impl fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("method", &self.method)
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How long connecting may take. None: as long as the sink's own clocks allow.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// From the first lookup until a socket is connected.
+    pub connect: Option<Duration>,
+    /// The TLS handshake.
+    pub tls: Option<Duration>,
+}
+
+impl Default for Bounds {
+    /// 5 s each.
+    fn default() -> Self {
+        Self { connect: Some(Duration::from_secs(5)), tls: Some(Duration::from_secs(5)) }
+    }
+}
+
+impl Target {
+    pub(crate) fn new(reactor: Reactor, key: usize, config: Arc<TargetConfig>) -> Self {
+        Self(Arc::new(Handle { reactor, key, config }))
+    }
+
+    /// Sends a request, whose response goes to `sink`. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// When the request cannot be written as HTTP: it names what is wrong.
+    pub fn submit(
+        &self,
+        request: &Request<'_>,
+        sink: Box<dyn Sink>,
+        bounds: Bounds,
+    ) -> Result<EventStream, InvalidRequest> {
+        let config = &self.0.config;
+        let mut bytes = Vec::new();
+        http1::write_request(
+            &mut bytes,
+            request.method,
+            request.path,
+            &config.origin.host_header(),
+            request.headers,
+            request.body.map(<[u8]>::len),
+        )?;
+        bytes.extend_from_slice(request.body.unwrap_or_default());
+        let mut exchange = Exchange::new(self.0.key, bytes, sink, config.http);
+        exchange.connect_timeout = bounds.connect;
+        exchange.tls_timeout = bounds.tls;
+        let key = self.0.reactor.0.submit(exchange);
+        Ok(EventStream::new(self.clone(), key))
+    }
+
+    /// What the target was made with.
+    #[must_use]
+    pub fn config(&self) -> &TargetConfig {
+        &self.0.config
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.0.reactor.0
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Target").field(&self.0.config.origin).finish()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.reactor.0.outside(|state, _| state.remove_pool(self.key));
+    }
+}
