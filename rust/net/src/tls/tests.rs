@@ -1,5 +1,7 @@
 //! Handshakes with good and bad peers over memory, after the cases of badssl.com.
 
+use std::io::{Read, Write};
+
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, date_time_ymd,
@@ -392,6 +394,54 @@ fn sessions_are_resumed_and_no_early_data_is_sent() {
     assert_eq!(second.client.handshake_kind(), Some(rustls::HandshakeKind::Resumed));
     let mut third = ClientConnection::new(client, server_name(HOST).unwrap()).unwrap();
     assert!(third.early_data().is_none());
+}
+
+/// Carries what the server has to say to the client, `spoil`ed, and reads it there.
+fn hear(met: &mut Met, spoil: impl Fn(&mut Vec<u8>)) -> Result<Vec<u8>, Error> {
+    let mut sent = Vec::new();
+    while met.server.wants_write() {
+        met.server.write_tls(&mut sent).unwrap();
+    }
+    spoil(&mut sent);
+    let (mut heard, mut rest) = (Vec::new(), sent.as_slice());
+    while !rest.is_empty() {
+        met.client.read_tls(&mut rest).unwrap();
+        let plain = met.client.process_new_packets()?.plaintext_bytes_to_read();
+        let start = heard.len();
+        heard.resize(start + plain, 0);
+        met.client.reader().read_exact(&mut heard[start..]).unwrap();
+    }
+    Ok(heard)
+}
+
+#[test]
+fn a_spoiled_record_is_a_reset() {
+    let ca = Ca::new("spoiled");
+    for version in BOTH {
+        let peer = server_of(&ca.issue_for(HOST), None, &[version]);
+        let mut met = Met::run(&trusting(&ca), peer, HOST);
+        met.server.writer().write_all(b"data: 1\n\n").unwrap();
+        assert_eq!(hear(&mut met, |_| ()), Ok(b"data: 1\n\n".to_vec()));
+        met.server.writer().write_all(b"data: 2\n\n").unwrap();
+        let error = hear(&mut met, |sent| *sent.last_mut().unwrap() ^= 1).unwrap_err();
+        assert_eq!(error, Error::DecryptError);
+        assert_eq!(late_fault_detail(&error), Detail::Reset);
+    }
+}
+
+#[test]
+fn new_keys_and_many_tickets_do_no_harm() {
+    let ca = Ca::new("long-lived");
+    let mut peer = server(&ca.issue_for(HOST));
+    // What comes in one flight, rustls reads up to 64 KiB of; these take half of that.
+    peer.send_tls13_tickets = 128;
+    let mut met = Met::run(&trusting(&ca), peer, HOST);
+    assert!(met.works());
+    for _ in 0..10 {
+        met.server.refresh_traffic_keys().unwrap();
+        met.server.writer().write_all(b"data: 1\n\n").unwrap();
+        assert_eq!(hear(&mut met, |_| ()), Ok(b"data: 1\n\n".to_vec()));
+    }
 }
 
 #[test]
