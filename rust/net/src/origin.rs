@@ -9,35 +9,8 @@
 use std::fmt;
 
 use url::{Host, ParseError, Url};
-
-/// How an engine is spoken to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Scheme {
-    /// In plain text.
-    Http,
-    /// Over TLS.
-    Https,
-}
-
-impl Scheme {
-    /// `http` or `https`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Https => "https",
-        }
-    }
-
-    /// The port where the URL names none.
-    #[must_use]
-    pub const fn default_port(self) -> u16 {
-        match self {
-            Self::Http => 80,
-            Self::Https => 443,
-        }
-    }
-}
+use worker_adapters_core::egress::MAX_URL_BYTES;
+pub use worker_adapters_core::egress::Scheme;
 
 /// Scheme, host and port: what connections are kept under.
 ///
@@ -66,7 +39,7 @@ pub enum InvalidUrl {
     Characters,
     /// With a backslash, which some programs take for a slash.
     Backslash,
-    /// Not a URL, or its host or port is not one.
+    /// Not a URL, one of more than [`MAX_URL_BYTES`], or its host or port is not one.
     Malformed,
     /// Another scheme than http and https, or none.
     Scheme,
@@ -101,7 +74,7 @@ impl Origin {
     /// either empty or beginning with a slash and never ending with one.
     ///
     /// Host names come out in lower case and addresses in their one canonical form, whatever number
-    /// notation they were written in.
+    /// notation they were written in; an IPv4-mapped IPv6 address is the IPv4 one.
     ///
     /// # Errors
     ///
@@ -112,6 +85,9 @@ impl Origin {
         }
         if base_url.contains('\\') {
             return Err(InvalidUrl::Backslash);
+        }
+        if base_url.len() > MAX_URL_BYTES {
+            return Err(InvalidUrl::Malformed);
         }
         let url = Url::parse(base_url).map_err(|error| match error {
             ParseError::RelativeUrlWithoutBase => InvalidUrl::Scheme,
@@ -135,7 +111,7 @@ impl Origin {
         let host = match url.host() {
             Some(Host::Domain(name)) => name.to_owned(),
             Some(Host::Ipv4(address)) => address.to_string(),
-            Some(Host::Ipv6(address)) => address.to_string(),
+            Some(Host::Ipv6(address)) => address.to_canonical().to_string(),
             None => return Err(InvalidUrl::Host),
         };
         let port = url.port().unwrap_or(scheme.default_port());
@@ -149,7 +125,7 @@ impl Origin {
         Ok((Self { scheme, host, port }, prefix))
     }
 
-    /// Whether TLS is spoken.
+    /// What is spoken there.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
         self.scheme
@@ -185,13 +161,14 @@ impl Origin {
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", self.scheme.as_str(), self.host_header())
+        write!(f, "{}://{}", self.scheme, self.host_header())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use worker_adapters_core::egress::Destination;
 
     use super::*;
 
@@ -223,9 +200,13 @@ mod tests {
 
     #[test]
     fn an_address_has_one_form() {
-        for base_url in
-            ["http://127.1", "http://2130706433", "http://0x7f.0.0.1", "http://%31%32%37.0.0.1"]
-        {
+        for base_url in [
+            "http://127.1",
+            "http://2130706433",
+            "http://0x7f.0.0.1",
+            "http://%31%32%37.0.0.1",
+            "http://[::ffff:7f00:1]",
+        ] {
             assert_eq!(Origin::parse(base_url).unwrap().0.host(), "127.0.0.1", "{base_url}");
         }
     }
@@ -251,6 +232,7 @@ mod tests {
             ("http://[fe80::1%25eth0]", Reason::Malformed),
             ("http://a%00b", Reason::Malformed),
             ("http://256.256.256.256", Reason::Malformed),
+            (&format!("http://host/{}", "a".repeat(MAX_URL_BYTES)), Reason::Malformed),
             ("host", Reason::Scheme),
             ("host:8080", Reason::Scheme),
             ("//host", Reason::Scheme),
@@ -285,15 +267,27 @@ mod tests {
         }
     }
 
+    /// Of URLs: plain ones, addresses in any notation, and anything at all.
+    const BASE_URL: &str = "https?://[a-zA-Z0-9.-]{1,12}(:[0-9]{0,5})?(/[!-~]{0,8})?\
+        |https?://(0x)?[0-9a-f]{1,8}(\\.[0-9]{1,3}){0,3}\
+        |https?://\\[[0-9a-f:.]{2,20}\\](:[0-9]{0,5})?\
+        |(http://)?[ -~\u{e4}]{0,24}";
+
     proptest! {
         #[test]
-        fn whatever_is_read_is_fit_for_a_request(base_url in "(http://)?[ -~\u{e4}]{0,24}") {
+        fn whatever_is_read_is_fit_for_a_request(base_url in BASE_URL) {
             let Ok((origin, prefix)) = Origin::parse(&base_url) else { return Ok(()) };
             prop_assert!(!origin.host().is_empty() && origin.port() != 0);
             prop_assert!(origin.host_header().bytes().all(|byte| byte.is_ascii_graphic()));
             prop_assert!(prefix.is_empty() || prefix.starts_with('/') && !prefix.ends_with('/'));
             prop_assert!(prefix.bytes().all(|byte| byte.is_ascii_graphic()));
             prop_assert!(!prefix.contains(['?', '#', '\\']));
+            // The egress policy sees the same place.
+            let vetted = Destination::parse(&base_url).unwrap();
+            prop_assert_eq!(
+                (vetted.scheme(), vetted.host().to_string(), vetted.port()),
+                (origin.scheme(), origin.host().to_owned(), origin.port())
+            );
             // Reading it again changes nothing.
             let again = Origin::parse(&format!("{origin}{prefix}")).unwrap();
             prop_assert_eq!(again, (origin, prefix));

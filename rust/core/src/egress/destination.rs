@@ -29,7 +29,9 @@ impl Scheme {
         }
     }
 
-    pub(super) const fn default_port(self) -> u16 {
+    /// The port where the URL names none.
+    #[must_use]
+    pub const fn default_port(self) -> u16 {
         match self {
             Self::Http => 80,
             Self::Https => 443,
