@@ -85,6 +85,20 @@ def ours_forwarded(dialect: str) -> Decode:
     return decode
 
 
+def ours_forwarded_at_once(dialect: str) -> Decode:
+    """Decode with StreamDecoder and render each read's events as SSE in one piece."""
+
+    def decode(reads: Reads) -> list[str]:
+        decoder = StreamDecoder(dialect)
+        decoder.hold()
+        for number, read in enumerate(reads):
+            decoder.feed(read, float(number))
+            decoder.take_sse()
+        return []
+
+    return decode
+
+
 def ours_sse(_dialect: str) -> Decode:
     """Decode the event stream only, and read the data of every event."""
 
@@ -166,6 +180,7 @@ CONTENDERS: dict[str, Callable[[str], Decode]] = {
     "worker-adapters, every text read": ours,
     "worker-adapters, no text read": ours_unread,
     "worker-adapters, forwarded with to_sse()": ours_forwarded,
+    "worker-adapters, forwarded with take_sse()": ours_forwarded_at_once,
     "worker-adapters, SseDecoder only, data read": ours_sse,
     "hand split + msgspec typed": msgspec_by_hand,
     "httpx-sse + json": httpx_sse_json,

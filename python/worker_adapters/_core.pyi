@@ -254,6 +254,21 @@ class StreamDecoder:
         scores: Sequence[tuple[int, float]] | None = None,
     ) -> list[TokenEvent]:
         """A unary answer (embedding, rerank) came: ``started`` and ``end`` at once."""
+    def hold(self) -> None:
+        """From here on, keep the events for `take` and `take_sse`; every input returns ``[]``.
+
+        What nobody has taken, `cancel` takes back, but for a terminal event.
+        """
+    def take(self, max_events: int | None = None) -> list[TokenEvent]:
+        """The oldest events that are kept, all of them by default."""
+    def take_sse(self) -> bytes:
+        """All events that are kept, as `TokenEvent.to_sse` renders them, in one piece."""
+    @property
+    def pending(self) -> int:
+        """How many events are kept."""
+    @property
+    def terminal(self) -> TokenEvent | None:
+        """The terminal event once it has been produced, taken or not."""
     @property
     def phase(self) -> str:
         """Where the stream is: ``queue``, ``head``, ``first_token``, ``stream`` or ``drain``."""

@@ -7,7 +7,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::sync::MutexExt;
-use pyo3::types::{PyList, PyMapping, PyMappingMethods};
+use pyo3::types::{PyBytes, PyList, PyMapping, PyMappingMethods};
 use worker_adapters_core::dialects::Dialect;
 use worker_adapters_core::error::{Detail, Phase, Processed};
 use worker_adapters_core::event::{Score, Started, TokenEvent};
@@ -21,14 +21,20 @@ use crate::event::PyTokenEvent;
 use crate::redact::PyRedactor;
 use crate::rules::PyErrorRules;
 
+/// What most events take as a server-sent event.
+const SSE_BYTES: usize = 96;
+
 /// Bytes of one response in, events out.
 #[pyclass(frozen, name = "StreamDecoder", module = "worker_adapters._core")]
 pub(crate) struct PyStreamDecoder(Mutex<Inner>);
 
 struct Inner {
     decoder: StreamDecoder,
-    /// Reused by every call; empty between them.
+    /// Reused by every call; empty between them unless they are held.
     events: Vec<TokenEvent>,
+    /// Whether events wait here until they are taken.
+    held: bool,
+    terminal: Option<TokenEvent>,
 }
 
 impl PyStreamDecoder {
@@ -47,7 +53,10 @@ impl PyStreamDecoder {
         let mut events = {
             let inner = &mut *self.lock(py);
             input(&mut inner.decoder, &mut inner.events);
-            if inner.events.is_empty() {
+            if inner.terminal.is_none() && inner.decoder.is_terminal() {
+                inner.terminal = inner.events.last().filter(|event| event.is_terminal()).cloned();
+            }
+            if inner.held || inner.events.is_empty() {
                 return Ok(PyList::empty(py));
             }
             std::mem::take(&mut inner.events)
@@ -103,7 +112,7 @@ impl PyStreamDecoder {
         config.clocks.idle = clock("idle_timeout", idle_timeout)?;
         config.clocks.deadline = deadline.map(|at| instant("deadline", at)).transpose()?;
         let decoder = StreamDecoder::new(dialect, config);
-        Ok(Self(Mutex::new(Inner { decoder, events: Vec::new() })))
+        Ok(Self(Mutex::new(Inner { decoder, events: Vec::new(), held: false, terminal: None })))
     }
 
     fn dispatched(&self, py: Python<'_>, now: f64) -> PyResult<()> {
@@ -164,7 +173,11 @@ impl PyStreamDecoder {
 
     fn cancel<'py>(&self, py: Python<'py>, now: f64) -> PyResult<Bound<'py, PyList>> {
         let now = instant("now", now)?;
-        self.run(py, |decoder, out| decoder.cancel(now, out))
+        self.run(py, |decoder, out| {
+            // Only held events are there before an input.
+            out.retain(TokenEvent::is_terminal);
+            decoder.cancel(now, out);
+        })
     }
 
     fn reader(&self, py: Python<'_>, paused: bool, now: f64) -> PyResult<()> {
@@ -197,6 +210,46 @@ impl PyStreamDecoder {
         });
         let answer = UnaryAnswer { tokens_in, embeddings, scores };
         self.run(py, |decoder, out| decoder.complete(answer, now, out))
+    }
+
+    fn hold(&self, py: Python<'_>) {
+        self.lock(py).held = true;
+    }
+
+    #[pyo3(signature = (max_events=None))]
+    fn take<'py>(
+        &self,
+        py: Python<'py>,
+        max_events: Option<usize>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let taken: Vec<TokenEvent> = {
+            let inner = &mut *self.lock(py);
+            let count = max_events.unwrap_or(usize::MAX).min(inner.events.len());
+            inner.events.drain(..count).collect()
+        };
+        PyList::new(py, taken.into_iter().map(PyTokenEvent))
+    }
+
+    fn take_sse<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        let mut rendered = Vec::new();
+        {
+            let inner = &mut *self.lock(py);
+            rendered.reserve(SSE_BYTES * inner.events.len());
+            for event in inner.events.drain(..) {
+                event.write_sse(&mut rendered);
+            }
+        }
+        PyBytes::new(py, &rendered)
+    }
+
+    #[getter]
+    fn pending(&self, py: Python<'_>) -> usize {
+        self.lock(py).events.len()
+    }
+
+    #[getter]
+    fn terminal(&self, py: Python<'_>) -> Option<PyTokenEvent> {
+        self.lock(py).terminal.clone().map(PyTokenEvent)
     }
 
     #[getter]
