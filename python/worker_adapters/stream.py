@@ -7,6 +7,7 @@ them when events are asked for.
 
 import asyncio
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -24,15 +25,18 @@ __all__ = ["TokenStream"]
 ELSEWHERE_SECONDS: Final = 5.0
 """How long a cancel waits for the stream's own loop, where it is called in another."""
 
+MAX_WAIT_SECONDS: Final = 10.0
+"""How long a batch may be held back at most."""
+
 
 class TokenStream(ABC):
     """The events of one task: ``started``, any ``token``, then one ``end`` or ``error``.
 
-    Iterate over it, over `batches`, or `collect` it; the terminal event is delivered like any
-    other and iteration stops after it. Use it as an async context manager, or close it: leaving
-    early closes the connection, which frees the engine's slot. A stream that is dropped does the
-    same. Cancelling the task that reads ends the stream, because part of a read would be lost:
-    do not poll with `asyncio.wait_for`.
+    Iterate over it, over `batches` or `sse`, or `collect` it; the terminal event is delivered like
+    any other and iteration stops after it. Use it as an async context manager, or close it:
+    leaving early closes the connection, which frees the engine's slot. A stream that is dropped
+    does the same. Cancelling the task that reads ends the stream, because part of a read would be
+    lost: do not poll with `asyncio.wait_for`.
 
     Adapters make streams. A stream belongs to the event loop that made it.
     """
@@ -90,18 +94,31 @@ class TokenStream(ABC):
     def _phase(self) -> str:
         """Where the stream is, in a word."""
 
+    @property
     @abstractmethod
-    async def _read(self) -> None:
-        """Wait for what comes next and hand it to `_produced`, which may be nothing.
+    def _pending(self) -> int:
+        """How many events there are beside those in ``_ready``."""
+
+    @abstractmethod
+    def _take(self, most: int | None = None) -> list[TokenEvent]:
+        """Hand over the oldest of them; all, or as many as that."""
+
+    @abstractmethod
+    def _take_sse(self) -> bytes:
+        """Hand over all of them, rendered."""
+
+    @abstractmethod
+    async def _read(self, until: float | None) -> None:
+        """Wait for what comes next, which may be no event, or for that instant of the clock.
 
         Whoever is cancelled meanwhile cancels the stream by `_cancel_now`.
         """
 
     @abstractmethod
-    def _end(self) -> list[TokenEvent]:
-        """Cancel the task; the events of that, none where the terminal event exists.
+    def _end(self) -> bool:
+        """Cancel the task, without waiting; whether there was anything to cancel.
 
-        What was there and is not in ``_ready`` yet is taken back. Never waits.
+        What is pending is taken back, but for a terminal event.
         """
 
     @abstractmethod
@@ -141,11 +158,30 @@ class TokenStream(ABC):
     async def __anext__(self) -> TokenEvent:
         if not self._ready:
             await self._fill()
+            self._ready.extend(self._take())
         return self._ready.popleft()
 
-    def batches(self) -> AsyncIterator[list[TokenEvent]]:
-        """Iterate over non-empty lists of events: all that one network read completed."""
-        return _Batches(self)
+    def batches(
+        self, max_events: int | None = None, max_wait: float | None = None
+    ) -> AsyncIterator[list[TokenEvent]]:
+        """Iterate over non-empty lists of events: all that one network read completed.
+
+        ``max_events`` bounds a list; what is beyond it comes next. With ``max_wait``, seconds up to
+        `MAX_WAIT_SECONDS`, a list is held back from its first event on until that time has passed
+        or it is full; the terminal event is never held back. Raises ValueError for bounds that are
+        none.
+        """
+        if max_events is not None and max_events < 1:
+            raise ValueError(f"max_events must be 1 or more, not {max_events}")
+        return _Batches(self, max_events, _checked_wait(max_wait))
+
+    def sse(self, max_wait: float | None = None) -> AsyncIterator[bytes]:
+        """Iterate over the events as server-sent ones, ready to be forwarded.
+
+        Each piece holds whole events, ``event: KIND`` and ``data: JSON``, all that one network read
+        completed; no object is made per token. ``max_wait`` is that of `batches`.
+        """
+        return _Rendered(self, _checked_wait(max_wait))
 
     async def collect(self) -> Collected:
         """Read the rest of the stream and return it as one answer, then close it.
@@ -227,6 +263,7 @@ class TokenStream(ABC):
         if not self.is_terminal:
             self._cancel_now()
         self._ready.clear()
+        self._take()
         await self._release()
 
     async def __aenter__(self) -> Self:
@@ -242,11 +279,8 @@ class TokenStream(ABC):
 
     # What subclasses are given.
 
-    def _produced(self, events: list[TokenEvent]) -> None:
-        """Take over what has come, and act on a terminal event."""
-        self._ready.extend(events)
-        if not events or not (terminal := events[-1]).is_terminal:
-            return
+    def _ended(self, terminal: TokenEvent) -> None:
+        """Act on the terminal event, as soon as it exists; called once."""
         if self._abort is not None and _leaves_work(terminal):
             self._abort.start()
         on_terminal, self._on_terminal = self._on_terminal, None
@@ -255,39 +289,62 @@ class TokenStream(ABC):
 
     def _cancel_now(self) -> bool:
         """End the stream here and now; whether there was anything to end."""
-        produced = self._end()
         # Tokens nobody has taken yet are taken back; a terminal event that was there stands.
         standing = [event for event in self._ready if event.is_terminal]
         self._ready.clear()
-        if not produced:
-            self._ready.extend(standing)
+        self._ready.extend(standing)
+        if not self._end():
             return False
         self._cancelled = True
-        self._produced(produced)
         return True
 
-    async def _fill(self) -> None:
-        """Read until there is an event to deliver. Raises StopAsyncIteration when none is left."""
+    async def _fill(self, most: float = 1, until: float | None = None) -> None:
+        """Read until there are that many events to deliver, or it is that late.
+
+        The terminal event ends it with as many as there are. Raises StopAsyncIteration when none
+        is left.
+        """
         if self._reading:
             raise _second_reader()
         self._reading = True
         try:
-            while not self._ready:
+            while (count := len(self._ready) + self._pending) < most:
                 if self.is_terminal:
+                    if count:
+                        return
                     self._closed = True
                     self._reading = False
                     await self._release()
                     raise StopAsyncIteration
-                await self._read()
+                if until is not None and self._clock() >= until:
+                    return
+                await self._read(until)
         finally:
             self._reading = False
 
-    async def _next_batch(self) -> list[TokenEvent]:
+    async def _gather(self, most: float, wait: float) -> None:
+        """Read until there is an event, and go on as long as a batch may wait."""
         if not self._ready:
             await self._fill()
-        batch = list(self._ready)
+        if wait:
+            await self._fill(most, self._clock() + wait)
+
+    async def _next_batch(self, most: int | None, wait: float) -> list[TokenEvent]:
+        await self._gather(math.inf if most is None else most, wait)
+        if not self._ready:
+            return self._take(most)
+        if most is None:
+            most = len(self._ready) + self._pending
+        batch = [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
+        return batch + self._take(most - len(batch))
+
+    async def _next_sse(self, wait: float) -> bytes:
+        await self._gather(math.inf, wait)
+        if not self._ready:
+            return self._take_sse()
+        taken = b"".join(event.to_sse() for event in self._ready)
         self._ready.clear()
-        return batch
+        return taken + self._take_sse()
 
 
 def _second_reader() -> RuntimeError:
@@ -303,19 +360,45 @@ def _leaves_work(terminal: TokenEvent) -> bool:
     return terminal.finish_reason == "cancelled"
 
 
+def _checked_wait(max_wait: float | None) -> float:
+    if max_wait is None:
+        return 0.0
+    if not 0 <= max_wait <= MAX_WAIT_SECONDS:
+        raise ValueError(f"max_wait must be from 0 to {MAX_WAIT_SECONDS:g} seconds, not {max_wait}")
+    return float(max_wait)
+
+
 class _Batches:
     """What `TokenStream.batches` returns; a class, so that leaving it needs no clean-up."""
 
-    __slots__ = ("_stream",)
+    __slots__ = ("_max_events", "_max_wait", "_stream")
 
-    def __init__(self, stream: TokenStream) -> None:
+    def __init__(self, stream: TokenStream, max_events: int | None, max_wait: float) -> None:
         self._stream = stream
+        self._max_events = max_events
+        self._max_wait = max_wait
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> list[TokenEvent]:
-        return await self._stream._next_batch()
+        return await self._stream._next_batch(self._max_events, self._max_wait)
+
+
+class _Rendered:
+    """What `TokenStream.sse` returns."""
+
+    __slots__ = ("_max_wait", "_stream")
+
+    def __init__(self, stream: TokenStream, max_wait: float) -> None:
+        self._stream = stream
+        self._max_wait = max_wait
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return await self._stream._next_sse(self._max_wait)
 
 
 def _collected(events: list[TokenEvent]) -> Collected:

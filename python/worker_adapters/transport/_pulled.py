@@ -41,7 +41,7 @@ JUST_BEFORE: Final = 1e-6
 class PulledStream(TokenStream):
     """The events that ``decoder`` makes of ``body``; without one, those it has made so far."""
 
-    __slots__ = ("_body", "_decoder", "_reusable", "_timer", "_timer_due")
+    __slots__ = ("_body", "_decoder", "_over", "_read_on", "_reusable", "_timer", "_timer_due")
 
     def __init__(
         self,
@@ -58,11 +58,15 @@ class PulledStream(TokenStream):
         super().__init__(task_id, clock=clock, on_terminal=on_terminal, abort=abort)
         self._body = body
         self._decoder = decoder
+        self._over = False
+        self._read_on: asyncio.Task[bytes] | None = None
         self._reusable = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         decoder.reader(True, clock())
-        self._produced(list(events))
+        self._ready.extend(events)
+        decoder.hold()
+        self._decoded()
 
     def __del__(self) -> None:
         body = getattr(self, "_body", None)
@@ -86,7 +90,17 @@ class PulledStream(TokenStream):
     def _phase(self) -> str:
         return self._decoder.phase
 
-    async def _read(self) -> None:
+    @property
+    def _pending(self) -> int:
+        return self._decoder.pending
+
+    def _take(self, most: int | None = None) -> list[TokenEvent]:
+        return self._decoder.take(most)
+
+    def _take_sse(self) -> bytes:
+        return self._decoder.take_sse()
+
+    async def _read(self, until: float | None) -> None:
         decoder, body = self._decoder, self._body
         if body is None:
             return
@@ -98,15 +112,16 @@ class PulledStream(TokenStream):
         decoder.reader(False, now)
         self._set_timer()
         try:
-            data = await body.read()
+            data = await self._arriving(body, until)
         except TransportError as error:
             # What woke the read may be what ended the stream.
             if not decoder.is_terminal:
                 now = self._clock()
                 if error.detail == "truncated":
-                    self._produced(decoder.finish(now, complete=False))
+                    decoder.finish(now, complete=False)
                 else:
-                    self._produced(decoder.fail(error.detail, decoder.phase, now))
+                    decoder.fail(error.detail, decoder.phase, now)
+                self._decoded()
             return
         except asyncio.CancelledError:
             self._cancel_now()
@@ -114,30 +129,55 @@ class PulledStream(TokenStream):
         if decoder.is_terminal:
             return
         now = self._clock()
-        events = decoder.feed(data, now) if data else decoder.finish(now)
+        if data:
+            decoder.feed(data, now)
+        elif data is not None:
+            decoder.finish(now)
         decoder.reader(True, now)
-        self._produced(events)
+        self._decoded()
 
-    def _produced(self, events: list[TokenEvent]) -> None:
-        """Take over what the decoder produced, and keep the timer that goes with it."""
+    async def _arriving(self, body: ByteStream, until: float | None) -> bytes | None:
+        """Return what arrives, or None when it is that late: the read then goes on by itself."""
+        if self._read_on is None:
+            if until is None:
+                return await body.read()
+            # It knows the body alone: nothing but its readers keeps a stream alive.
+            self._read_on = self._loop.create_task(_read_of(body))
+            self._read_on.add_done_callback(_look_at)
+        delay = None if until is None else max(0.0, until - self._clock())
+        await asyncio.wait((self._read_on,), timeout=delay)
+        return self._read_meanwhile()
+
+    def _read_meanwhile(self) -> bytes | None:
+        """Return what a read that went on by itself has brought, if it has."""
+        if self._read_on is None or not self._read_on.done():
+            return None
+        done, self._read_on = self._read_on, None
+        return done.result()
+
+    def _decoded(self) -> None:
+        """Act on what the decoder made of an input: a timer to set, or the terminal event."""
         if not self._decoder.is_terminal:
-            self._ready.extend(events)
             self._set_timer()
             return
-        self._stop_timer()
-        if not events:
+        terminal = self._decoder.terminal
+        if self._over or terminal is None:
             return
-        terminal = events[-1]
+        self._over = True
+        self._stop_timer()
         self._reusable = terminal.kind == "end" and terminal.finish_reason != "cancelled"
         if self._body is not None:
             if self._reusable:
                 self._timer = self._loop.call_later(LINGER_SECONDS, _ring, weakref.ref(self))
             else:
                 self._body.abort()
-        super()._produced(events)
+        self._ended(terminal)
 
-    def _end(self) -> list[TokenEvent]:
-        return self._decoder.cancel(self._clock())
+    def _end(self) -> bool:
+        running = not self._decoder.is_terminal
+        self._decoder.cancel(self._clock())
+        self._decoded()
+        return running
 
     def _sever(self) -> None:
         if (body := self._body) is not None:
@@ -226,16 +266,33 @@ class PulledStream(TokenStream):
     def _strike(self, unread: ByteStream | None, due: float, now: float) -> None:
         """Let a clock run out, after what came in time and waited for the reader."""
         decoder = self._decoder
-        data = b"" if unread is None else unread.read_nowait()
-        events = decoder.feed(data, due - JUST_BEFORE) if data else []
+        if unread is not None and (data := self._arrived(unread)):
+            decoder.feed(data, due - JUST_BEFORE)
         if not decoder.is_terminal and (still := self._due(now)) is not None:
-            events += decoder.tick(max(now, still))
-        self._produced(events)
+            decoder.tick(max(now, still))
+        self._decoded()
+
+    def _arrived(self, body: ByteStream) -> bytes:
+        """Return what waits for the reader."""
+        try:
+            return self._read_meanwhile() or body.read_nowait()
+        except TransportError:
+            return b""
 
     def _due(self, now: float) -> float | None:
         """Return the instant of a clock that has run out, if one has."""
         due = self._decoder.next_wakeup()
         return due if due is not None and due - now <= CLOCK_SLACK else None
+
+
+async def _read_of(body: ByteStream) -> bytes:
+    return await body.read()
+
+
+def _look_at(read: asyncio.Task[bytes]) -> None:
+    # The body says it again to whoever reads on.
+    if not read.cancelled():
+        read.exception()
 
 
 def _ring(stream: weakref.ref[PulledStream]) -> None:
