@@ -29,10 +29,11 @@ class Feature(Contract):
 class AdapterCapabilities(Contract):
     """What one adapter can do. Figures are absent where neither engine nor adapter knows them.
 
-    ``features`` holds at least ``streaming``, ``seed``, ``cancel`` (``close``, ``abort``,
-    ``close+abort`` or ``none``), ``cancel_in_prefill`` (``yes``, ``no`` or ``unknown``),
-    ``determinism`` (``strict``, ``best_effort`` or ``none``), ``chat``, ``tools``, ``logprobs``,
-    ``token_ids``, ``embeddings``, ``rerank`` and ``metrics``.
+    ``features`` holds at least ``streaming``, ``cancel`` (``close``, ``abort``, ``close+abort`` or
+    ``none``), ``cancel_in_prefill`` (``yes``, ``no`` or ``unknown``) and ``determinism``
+    (``strict``, ``best_effort`` or ``none``). Of ``seed``, ``chat``, ``embeddings``, ``rerank``,
+    ``metrics`` and the extensions it holds those that somebody can tell of: one that is absent may
+    be there or not, and a task that asks for it is sent.
     """
 
     engine: str

@@ -79,6 +79,16 @@ _LOSES: Final[Mapping[str, Mapping[str, str]]] = {
 }
 """By server, what it is known to lose or to misread rather than to refuse, and how."""
 
+_HEEDS: Final[Mapping[str, frozenset[str]]] = {
+    "llamacpp": frozenset(
+        ("seed", "stop", "sampling", "logprobs", "constraint.json_schema", "tools")
+    ),
+    "vllm": frozenset(("seed", "stop", "sampling", "logprobs", "constraint.json_schema")),
+    "sglang": frozenset(("stop", "sampling", "logprobs", "constraint.json_schema")),
+    "tgi": frozenset(("seed", "stop", "sampling", "logprobs")),
+}
+"""By server, which fields it is known to heed; of any other nobody knows."""
+
 _LEAVES_STOP_TEXTS: Final = frozenset(("tgi",))
 """Servers that leave the text they stopped at in their answer."""
 
@@ -98,6 +108,12 @@ _CONTEXT_FIELDS: Final = ("max_model_len", "context_length", "context_window")
 
 _WORKLOAD_FEATURES: Final = {"embedding": "embeddings", "rerank": "rerank"}
 """What a workload's feature is called in a capability document, and its route alike."""
+
+_ROUTES: Final = {"chat": "chat/completions", "embeddings": "embeddings", "rerank": "rerank"}
+"""Features that are a route of their own."""
+
+_OF_CHAT: Final = ("messages.image", "tools", "tool_choice")
+"""Features that there are not without the route for conversations."""
 
 _PROOF_SECONDS: Final = 30.0
 """How long a completed answer proves that the server is ready."""
@@ -175,7 +191,8 @@ class OpenAiAdapter(HttpAdapter):
     async def capabilities(self, *, timeouts: Timeouts | None = None) -> AdapterCapabilities:
         """Return what the server can do, its workloads included. See `HttpAdapter.capabilities`.
 
-        Whether a route is there shows when it is asked for nothing: one that is refuses that.
+        Whether a route is there shows when it is asked for nothing: one that is refuses that. What
+        cannot be asked, and is not known of this server, is left out.
         """
         if self._clock() - self._capabilities_at >= CAPABILITIES_SECONDS:
             self._capabilities = self._routes = None
@@ -183,17 +200,32 @@ class OpenAiAdapter(HttpAdapter):
         if routes is None:
             call = self._call(timeouts)
             routes = self._routes = {
-                route: has
-                for route in _WORKLOAD_FEATURES.values()
+                feature: has
+                for feature, route in _ROUTES.items()
                 if (has := await self._has_route(f"{self._prefix}/{route}", call)) is not None
             }
-        told = await super().capabilities(timeouts=timeouts)
+        return await super().capabilities(timeouts=timeouts)
+
+    def _describe(self, identity: WorkerIdentity | None, props: WorkerProps) -> AdapterCapabilities:
+        told = super()._describe(identity, props)
+        features = {
+            name: feature
+            for name, feature in told.features.items()
+            if feature.source != "adapter"
+            or not self._is_untold(name, identity)
+            or (feature.value is not True and name != "metrics")
+        }
+        routes = self._routes or {}
         workloads = tuple(
             workload
             for workload in told.supported_workloads
             if routes.get(_WORKLOAD_FEATURES.get(workload, ""), True)
         )
-        return told.model_copy(update={"supported_workloads": workloads})
+        return told.model_copy(update={"features": features, "supported_workloads": workloads})
+
+    def _is_untold(self, feature: str, identity: WorkerIdentity | None) -> bool:
+        """Whether only the server could say that it has this, and it was not asked."""
+        return feature != "streaming" and feature not in _HEEDS.get(_server(identity), ())
 
     async def _has_route(self, path: str, call: Call) -> bool | None:
         """Return whether there is a route; None where the server does not say.
@@ -213,8 +245,13 @@ class OpenAiAdapter(HttpAdapter):
     def _features(self, identity: WorkerIdentity | None) -> Mapping[str, Feature]:
         told = self._routes or {}
         features = {name: Feature(value=has, source="engine") for name, has in told.items()}
+        sees = _sees(identity)
+        if sees is not None:
+            features["messages.image"] = Feature(value=sees, source="engine")
         for name in _LOSES.get(_server(identity), ()):
             features[name] = Feature(value=False, source="adapter")
+        if told.get("chat") is False:
+            features |= {name: Feature(value=False, source="engine") for name in _OF_CHAT}
         return features
 
     def _forget_identity(self, kind: str) -> None:
@@ -224,12 +261,9 @@ class OpenAiAdapter(HttpAdapter):
 
     async def _ask_identity(self, call: Call) -> WorkerIdentity:
         listing = await self._optional(f"{self._prefix}/models", call, _listing)
-        version, is_tgi = await self._version(call)
+        version, details = await self._version(call)
         identity = self._described(version, listing or [])
-        if not is_tgi:
-            return identity
-        # TGI's listing says that the model is owned by itself.
-        return identity.model_copy(update={"details": {**identity.details, "server": "tgi"}})
+        return identity.model_copy(update={"details": {**identity.details, **details}})
 
     def _described(
         self, version: str, listing: Sequence[Mapping[str, Any]], **details: bool | int | str | None
@@ -259,14 +293,14 @@ class OpenAiAdapter(HttpAdapter):
             return listing[0] if listing else {}
         return listing[0] if len(listing) == 1 else {}
 
-    async def _version(self, call: Call) -> tuple[str, bool]:
-        """Return the version, and whether it was told as TGI does. Raises WorkerError."""
+    async def _version(self, call: Call) -> tuple[str, dict[str, bool | str]]:
+        """Return the version, and what else was told beside it. Raises WorkerError."""
         for path, key in _VERSION_ROUTES:
             told = await self._optional(path, call, dict) or {}
             version = told.get(key)
             if isinstance(version, str) and version:
-                return version, path == "/info" and "model_id" in told
-        return "unknown", False
+                return version, _told_beside(path, told)
+        return "unknown", {}
 
     async def _optional(self, path: str, call: Call, read: Callable[[Any], Any]) -> Any:
         """Return what ``read`` makes of the JSON at ``path``; None where the server has none."""
@@ -377,6 +411,8 @@ class OpenAiAdapter(HttpAdapter):
                     raise Unsupported(name, why)
             elif sampling.pop(parameter, None):  # 0 is none
                 raise Unsupported(name, why)
+        if "messages.image" in extensions.used() and _sees(dispatch.identity) is False:
+            raise Unsupported("messages.image", "the model takes text only")
         payload: dict[str, Any] = {
             "model": self._model_name(dispatch),
             "stream": True,
@@ -457,6 +493,22 @@ def _server(identity: WorkerIdentity | None) -> str:
     """Return who the server says it is; empty where it does not say."""
     server = None if identity is None else identity.details.get("server")
     return server if isinstance(server, str) else ""
+
+
+def _sees(identity: WorkerIdentity | None) -> bool | None:
+    """Return whether the model takes images; None where the server does not say."""
+    sees = None if identity is None else identity.details.get("vision")
+    return sees if isinstance(sees, bool) else None
+
+
+def _told_beside(path: str, told: Mapping[str, Any]) -> dict[str, bool | str]:
+    """Return what a server says of itself beside its version."""
+    if path == "/info" and "model_id" in told:
+        # TGI; its listing says that the model is owned by itself.
+        return {"server": "tgi"}
+    modalities = told.get("modalities")  # llama.cpp
+    sees = modalities.get("vision") if isinstance(modalities, dict) else None
+    return {"vision": sees} if isinstance(sees, bool) else {}
 
 
 def _listing(answer: Any) -> list[dict[str, Any]]:

@@ -223,6 +223,11 @@ class VllmAdapter(OpenAiAdapter):
         except (AdapterError, WorkerReset):
             return None
 
+    def _is_untold(self, feature: str, identity: WorkerIdentity | None) -> bool:
+        del identity
+        # It takes --scheduling-policy priority, and no route tells.
+        return feature == "priority"
+
     def _features(self, identity: WorkerIdentity | None) -> Mapping[str, Feature]:
         features = {**super()._features(identity), "metrics": Feature(value=True, source="adapter")}
         version = None if identity is None else _parsed(identity.engine_version)

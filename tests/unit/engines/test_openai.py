@@ -184,12 +184,15 @@ async def test_tgi_is_known_by_its_route() -> None:
     routes: dict[str, Answering] = {
         "GET /v1/models": listing("a", owned_by="a"),
         "GET /info": capture("tgi/tgi337-info"),
+        CHAT: answer("missing field `messages`", status="422 Unprocessable Entity"),
     }
     async with engine(routes) as server, OpenAiAdapter(server.url) as adapter:
         identity = await adapter.identity()
         features = (await adapter.capabilities()).features
     assert (identity.engine_version, identity.details["server"]) == ("3.3.7", "tgi")
     assert features["messages.image"] == Feature(value=False, source="adapter")
+    assert features["chat"] == Feature(value=True, source="engine")
+    assert features["logprobs"] == Feature(value=True, source="adapter")
 
 
 @pytest.mark.parametrize("route", [{}, {"messages": [HELLO]}])
@@ -414,8 +417,8 @@ async def test_workloads_are_asked_for() -> None:
     off = answer('{"error":{"message":"off"}}', status="501 Not Implemented")
     hidden = answer('{"error":{"message":"no"}}', status="403 Forbidden")
     for embeddings, rerank, expected in (
-        (refusal, off, (True, False, "engine", "engine")),
-        (NOT_FOUND, hidden, (False, True, "engine", "adapter")),
+        (refusal, off, (True, False)),
+        (NOT_FOUND, hidden, (False, None)),
     ):
         routes: dict[str, Answering] = {
             "POST /v1/embeddings": embeddings,
@@ -423,8 +426,44 @@ async def test_workloads_are_asked_for() -> None:
         }
         async with engine(routes) as server, OpenAiAdapter(server.url) as adapter:
             told = (await adapter.capabilities()).features
-        has = [told["embeddings"], told["rerank"]]
-        assert (*(f.value for f in has), *(f.source for f in has)) == expected
+        for name, value in zip(("embeddings", "rerank"), expected, strict=True):
+            has = None if value is None else Feature(value=value, source="engine")
+            assert told.get(name) == has
+
+
+async def test_what_nobody_can_tell_of_a_server_is_left_out() -> None:
+    refusal = answer('{"error":{"message":"messages is missing"}}', status="400 Bad Request")
+    routes: dict[str, Answering] = {"GET /v1/models": listing("a", owned_by="someone")}
+    async with engine({**routes, CHAT: refusal}) as server, OpenAiAdapter(server.url) as adapter:
+        told = (await adapter.capabilities()).features
+    assert told["chat"] == Feature(value=True, source="engine")
+    claimed = {name for name, feature in told.items() if feature.value is True}
+    assert claimed == {"streaming", "chat"}
+    asked = {"tools", "tool_choice", "messages.image", "constraint.json_schema", "logprobs"}
+    asked |= {"seed", "stop", "sampling", "affinity_key", "metrics"}
+    assert not asked & told.keys()
+    # What is refused is known all the same.
+    assert told["token_ids"] == told["lora"] == Feature(value=False, source="adapter")
+    async with engine(routes) as server, OpenAiAdapter(server.url) as adapter:
+        told = (await adapter.capabilities()).features
+    without = {told[name] for name in ("chat", "tools", "tool_choice", "messages.image")}
+    assert without == {Feature(value=False, source="engine")}
+
+
+async def test_what_llama_cpp_says_and_what_is_known_of_it() -> None:
+    routes: dict[str, Answering] = {
+        "GET /v1/models": capture("llamacpp/v1_models"),
+        "GET /props": capture("llamacpp/props"),
+        CHAT: answer('{"error":{"message":"messages"}}', status="400 Bad Request"),
+    }
+    async with engine(routes) as server, OpenAiAdapter(server.url) as adapter:
+        told = (await adapter.capabilities()).features
+        with pytest.raises(AdapterError, match=r"messages\.image: the model takes text only"):
+            await adapter.submit(openai({"messages": [SEEN]}))
+    assert told["messages.image"] == Feature(value=False, source="engine")
+    for name in ("seed", "stop", "sampling", "logprobs", "constraint.json_schema", "tools"):
+        assert told[name] == Feature(value=True, source="adapter"), name
+    assert "tool_choice" not in told
 
 
 def test_workloads_are_asked_for_again_when_the_answer_is_old() -> None:

@@ -342,6 +342,11 @@ async def test_without_an_identity_nothing_depends_on_a_version(adapter: VllmAda
         assert not features[field].value
 
 
+async def test_priority_is_said_of_no_server_because_none_tells() -> None:
+    async with serving("vllm032") as (adapter, _):
+        assert "priority" not in (await adapter.capabilities()).features
+
+
 async def test_lora_where_the_server_lists_one() -> None:
     rows = [{"id": "tiny"}, {"id": "poet", "parent": "tiny"}]
     for listed, has in ((rows, True), (rows[:1], False)):
