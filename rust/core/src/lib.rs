@@ -15,11 +15,13 @@
 //! * [`error`], [`engine_error`] and [`rules`] turn what goes wrong into data.
 //! * [`redact`] keeps secrets out of every text.
 //! * [`egress`] decides what may be connected to.
+//! * [`adapter`] is the contract between an orchestrator and an engine, [`task`] what crosses it.
 //!
 //! `examples/replay.rs` decodes a captured body with nothing but this crate.
 
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 mod clocks;
 pub mod dialects;
 pub mod egress;
@@ -32,11 +34,14 @@ pub mod redact;
 pub mod rules;
 pub mod sse;
 pub mod stream;
+pub mod task;
 mod template;
 pub mod time;
 mod words;
 
+pub use adapter::{TokenStream, WorkerAdapter};
 pub use clocks::Clocks;
 pub use dialects::Dialect;
 pub use event::TokenEvent;
 pub use stream::{StreamConfig, StreamDecoder};
+pub use task::TaskRequest;
