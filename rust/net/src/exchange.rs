@@ -101,6 +101,10 @@ pub(crate) struct Exchange {
     queue: Vec<TokenEvent>,
     waker: Option<Waker>,
     is_awaited: bool,
+    /// Whoever waits does so for the response head, not for events.
+    is_head_awaited: bool,
+    /// Whether the waker has been told of the terminal event.
+    is_end_told: bool,
 }
 
 impl Exchange {
@@ -126,6 +130,8 @@ impl Exchange {
             queue: Vec::new(),
             waker: None,
             is_awaited: false,
+            is_head_awaited: false,
+            is_end_told: false,
         }
     }
 
@@ -259,9 +265,9 @@ impl Exchange {
     }
 
     /// The connection has broken.
-    pub(crate) fn broken(&mut self, now: Instant) -> Next {
+    pub(crate) fn broken(&mut self, detail: Detail, now: Instant) -> Next {
         let at = self.arrival(now);
-        self.fail(Detail::Reset, at);
+        self.fail(detail, at);
         Next::Close
     }
 
@@ -366,12 +372,36 @@ impl Exchange {
             self.is_awaited = false;
             return Poll::Ready(());
         }
+        self.wait(context);
+        Poll::Pending
+    }
+
+    /// `Ready` when there is something to take, or will never be.
+    pub(crate) fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if !self.queue.is_empty() || self.sink.is_terminal() {
+            return Poll::Ready(());
+        }
+        self.wait(context);
+        Poll::Pending
+    }
+
+    /// `Ready` when the response is known to be a stream, or there is a terminal event.
+    pub(crate) fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.status == Some(200) || self.sink.is_terminal() {
+            return Poll::Ready(());
+        }
+        self.wait(context);
+        self.is_head_awaited = true;
+        Poll::Pending
+    }
+
+    fn wait(&mut self, context: &mut Context<'_>) {
         match &mut self.waker {
             Some(waker) if waker.will_wake(context.waker()) => {}
             waker => *waker = Some(context.waker().clone()),
         }
         self.is_awaited = true;
-        Poll::Pending
+        self.is_head_awaited = false;
     }
 
     /// Moves what has come to `out`; whether anything had.
@@ -381,12 +411,24 @@ impl Exchange {
         has_events
     }
 
-    /// Whoever is to be woken, if there is something to wake for.
+    /// How many events wait to be taken.
+    pub(crate) fn pending(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whoever is to be woken, if there is something to wake for. The terminal event is told of
+    /// even to whoever does not wait at the moment.
     pub(crate) fn waker(&mut self) -> Option<&Waker> {
-        if !self.is_awaited || (self.queue.is_empty() && !self.sink.is_terminal()) {
+        let is_terminal = self.sink.is_terminal();
+        let has_something =
+            !self.queue.is_empty() || (self.is_head_awaited && self.status == Some(200));
+        let is_news = is_terminal && !self.is_end_told;
+        self.is_end_told |= is_terminal;
+        if !(is_news || (self.is_awaited && (has_something || is_terminal))) {
             return None;
         }
         self.is_awaited = false;
+        self.is_head_awaited = false;
         self.waker.as_ref()
     }
 }

@@ -33,4 +33,4 @@ pub use reactor::{Driver, Reactor, ReactorConfig};
 pub use sink::Sink;
 pub use state::READ_BYTES;
 pub use stream::EventStream;
-pub use target::{Bounds, Request, Target, TargetConfig, Vet};
+pub use target::{Bounds, Request, SubmitError, Target, TargetConfig, Vet};

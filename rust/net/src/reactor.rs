@@ -64,7 +64,9 @@ pub(crate) struct Shared {
     answers: Arc<Mutex<Vec<Answer>>>,
     /// When whoever turns the reactor will come by on its own; nanoseconds, `u64::MAX` for never.
     announced: AtomicU64,
-    fd: i32,
+    fd: RawFd,
+    /// The process whose sockets these are.
+    owner: u32,
 }
 
 type Answer = (u64, io::Result<Vec<SocketAddr>>);
@@ -96,6 +98,7 @@ impl Reactor {
             answers,
             announced: AtomicU64::new(u64::MAX),
             fd,
+            owner: std::process::id(),
         })))
     }
 
@@ -117,6 +120,9 @@ impl Reactor {
     /// What the operating system says when it cannot wait; no exchange is lost by it.
     pub fn turn(&self, timeout: Option<Duration>) -> io::Result<Option<Instant>> {
         let shared = &*self.0;
+        if shared.is_forked() {
+            return Err(io::Error::other("the reactor belongs to the process that was forked"));
+        }
         let mut wakers = Vec::new();
         let next = {
             let (poll, events) = &mut *lock(&shared.poll);
@@ -153,6 +159,13 @@ impl Reactor {
     /// Makes a [`turn`](Self::turn) that waits return; from any thread.
     pub fn kick(&self) {
         let _ = self.0.waker.wake();
+    }
+
+    /// Whether this process is a fork of the one that made the reactor. It shares the sockets, and
+    /// touches none of them: nothing can be submitted, and what is dropped is only forgotten.
+    #[must_use]
+    pub fn is_forked(&self) -> bool {
+        self.0.is_forked()
     }
 
     /// The present instant on the reactor's axis.
@@ -228,7 +241,12 @@ impl Shared {
     }
 
     /// Does something to the state outside a turn, and sees to what follows from it.
-    pub(crate) fn outside<T>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
+    ///
+    /// Does nothing in a forked process: its sockets, and whoever held the lock, are the other's.
+    pub(crate) fn outside<T: Default>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
+        if self.is_forked() {
+            return T::default();
+        }
         let mut wakers: Vec<Waker> = Vec::new();
         let (outcome, next) = {
             let mut state = self.state();
@@ -245,8 +263,8 @@ impl Shared {
         outcome
     }
 
-    pub(crate) fn submit(&self, exchange: Exchange) -> usize {
-        self.outside(|state, now| state.submit(exchange, now))
+    pub(crate) fn is_forked(&self) -> bool {
+        self.owner != std::process::id()
     }
 }
 

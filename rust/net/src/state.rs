@@ -447,7 +447,7 @@ impl State {
                 Ok(Got::Nothing) => break,
                 Ok(Got::Closed) => exchange.closed(true, now),
                 Ok(Got::Cut) => exchange.closed(false, now),
-                Err(_) => exchange.broken(now),
+                Err(error) => exchange.broken(read_detail(&error), now),
             };
             if next != Next::Hold {
                 // A peer that closes after each response says so in the same breath.
@@ -459,7 +459,7 @@ impl State {
             Next::Hold
         } else {
             // The peer took no more, and has nothing to say about it.
-            exchange.broken(now)
+            exchange.broken(Detail::Reset, now)
         }
     }
 
@@ -561,8 +561,13 @@ fn write(exchange: &mut Exchange, link: &mut Link, now: Instant) -> bool {
 }
 
 fn handshake_detail(error: &io::Error) -> Detail {
-    error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-        .map_or(Detail::Tls, tls::fault_detail)
+    tls_error(error).map_or(Detail::Tls, tls::fault_detail)
+}
+
+fn read_detail(error: &io::Error) -> Detail {
+    tls_error(error).map_or(Detail::Reset, tls::late_fault_detail)
+}
+
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
 }

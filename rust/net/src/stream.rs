@@ -46,6 +46,30 @@ impl EventStream {
         outcome
     }
 
+    /// `Ready` when there is something to take without waiting, or will never be.
+    pub fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.is_over || !self.taken.is_empty() {
+            return Poll::Ready(());
+        }
+        self.with(|exchange| {
+            exchange.map_or(Poll::Ready(()), |exchange| exchange.poll_ready(context))
+        })
+    }
+
+    /// `Ready` when the response head is there and says that a stream follows, or when there is a
+    /// terminal event: for any other answer, when its body has been read.
+    pub fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.with(|exchange| {
+            exchange.map_or(Poll::Ready(()), |exchange| exchange.poll_head(context))
+        })
+    }
+
+    /// How many events can be taken without waiting.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.taken.len() + self.with(|exchange| exchange.map_or(0, |exchange| exchange.pending()))
+    }
+
     /// Appends every event that has come to `out`, without waiting; whether there were any.
     pub fn take(&mut self, out: &mut Vec<TokenEvent>) -> bool {
         let before = out.len();

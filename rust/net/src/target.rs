@@ -140,6 +140,28 @@ impl Default for Bounds {
     }
 }
 
+/// Why a request cannot even be begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubmitError {
+    /// It cannot be written as HTTP.
+    Request(InvalidRequest),
+    /// This process is a fork of the one that made the reactor; make another.
+    Forked,
+}
+
+impl fmt::Display for SubmitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Request(invalid) => fmt::Display::fmt(invalid, f),
+            Self::Forked => {
+                f.write_str("the reactor belongs to the process that was forked; make a new one")
+            }
+        }
+    }
+}
+
+impl std::error::Error for SubmitError {}
+
 impl Target {
     pub(crate) fn new(reactor: Reactor, key: usize, config: Arc<TargetConfig>) -> Self {
         Self(Arc::new(Handle { reactor, key, config }))
@@ -149,13 +171,13 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// When the request cannot be written as HTTP: it names what is wrong.
+    /// When the request cannot be written as HTTP: it names what is wrong. And in a forked process.
     pub fn submit(
         &self,
         request: &Request<'_>,
         sink: Box<dyn Sink>,
         bounds: Bounds,
-    ) -> Result<EventStream, InvalidRequest> {
+    ) -> Result<EventStream, SubmitError> {
         let config = &self.0.config;
         let mut bytes = Vec::new();
         http1::write_request(
@@ -165,13 +187,14 @@ impl Target {
             &config.origin.host_header(),
             request.headers,
             request.body.map(<[u8]>::len),
-        )?;
+        )
+        .map_err(SubmitError::Request)?;
         bytes.extend_from_slice(request.body.unwrap_or_default());
         let mut exchange = Exchange::new(self.0.key, bytes, sink, config.http);
         exchange.connect_timeout = bounds.connect;
         exchange.tls_timeout = bounds.tls;
-        let key = self.0.reactor.0.submit(exchange);
-        Ok(EventStream::new(self.clone(), key))
+        let key = self.shared().outside(|state, now| Some(state.submit(exchange, now)));
+        key.map(|key| EventStream::new(self.clone(), key)).ok_or(SubmitError::Forked)
     }
 
     /// What the target was made with.
