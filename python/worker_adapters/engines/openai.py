@@ -411,6 +411,12 @@ class OpenAiAdapter(HttpAdapter):
                     raise Unsupported(name, why)
             elif sampling.pop(parameter, None):  # 0 is none
                 raise Unsupported(name, why)
+        if _server(dispatch.identity) == "llamacpp" and extensions.tools is not None:
+            if extensions.tool_choice not in {None, "auto", "none", "required"}:
+                raise Unsupported("tool_choice", "the server takes a tool's name for auto")
+            if extensions.constraint is not None:
+                kind = extensions.constraint.kind
+                raise Unsupported(f"constraint.{kind}", "the server forgets the tools over it")
         if "messages.image" in extensions.used() and _sees(dispatch.identity) is False:
             raise Unsupported("messages.image", "the model takes text only")
         payload: dict[str, Any] = {

@@ -174,6 +174,29 @@ async def test_what_a_server_is_known_to_lose_is_refused(
     payload(adapter, dispatch(openai(extensions), details={"server": "someone"}))
 
 
+TOOL = {"name": "look", "parameters": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("field", "extensions"),
+    [
+        ("tool_choice", {"tool_choice": "look"}),
+        ("constraint.json_schema", {"constraint": {"json_schema": SCHEMA}}),
+    ],
+)
+async def test_what_llama_cpp_loses_beside_tools_is_refused(
+    adapter: OpenAiAdapter, field: str, extensions: dict[str, Any]
+) -> None:
+    asked = openai({"messages": [HELLO], "tools": [TOOL], **extensions})
+    with pytest.raises(Unsupported) as caught:
+        payload(adapter, dispatch(asked, details={"server": "llamacpp"}))
+    assert caught.value.field == field
+    payload(adapter, dispatch(asked, details={"server": "someone"}))
+    for choice in ("auto", "none", "required"):
+        said = openai({"messages": [HELLO], "tools": [TOOL], "tool_choice": choice})
+        payload(adapter, dispatch(said, details={"server": "llamacpp"}))
+
+
 async def test_no_penalty_is_none_for_a_server_that_misreads_it(adapter: OpenAiAdapter) -> None:
     asked = openai({"sampling": {"presence_penalty": 0}})
     _, sent = payload(adapter, dispatch(asked, details={"server": "tgi"}))
