@@ -6,8 +6,7 @@ use std::net::IpAddr;
 use crate::words::words;
 
 words! {
-    /// Why a policy forbids a connection. Where several would do, the first in this order is told,
-    /// except that a host no rule lists is not worth resolving.
+    /// Why a policy forbids a connection. Where several hold, the first in this order is told.
     Reason {
         /// Not an absolute URL with a host.
         Parse = "parse",
@@ -17,8 +16,6 @@ words! {
         Userinfo = "userinfo",
         /// Port 0.
         Port = "port",
-        /// The name has no address.
-        Resolve = "resolve",
         /// The metadata service of a cloud, by its address or its name.
         IpMetadata = "ip_metadata",
         /// `169.254.0.0/16`, `fe80::/10`.
@@ -29,6 +26,10 @@ words! {
         IpUnspecified = "ip_unspecified",
         /// For documentation, measurement, protocols or the future.
         IpReserved = "ip_reserved",
+        /// No rule has this scheme, host and port.
+        NotInAllowlist = "not_in_allowlist",
+        /// The name has no address.
+        Resolve = "resolve",
         /// `127.0.0.0/8`, `::1`.
         IpLoopback = "ip_loopback",
         /// RFC 1918, `fc00::/7`.
@@ -37,8 +38,6 @@ words! {
         IpCgnat = "ip_cgnat",
         /// IPv6 with an IPv4 address inside that somebody else would unpack.
         IpEmbedding = "ip_embedding",
-        /// No rule has this scheme, host and port.
-        NotInAllowlist = "not_in_allowlist",
     }
 }
 

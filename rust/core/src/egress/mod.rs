@@ -114,7 +114,7 @@ impl EgressPolicy {
     /// [`Denied`] with the first reason in the order of [`Reason`].
     pub fn check(&self, url: &str, addresses: &[IpAddr]) -> Result<Destination, Denied> {
         let destination = self.read(url)?;
-        addresses.iter().try_for_each(|address| self.never(*address).map(|_| ()))?;
+        self.never_any(addresses)?;
         self.check_host(&destination)?;
         if destination.address().is_none() || !addresses.is_empty() {
             self.check_addresses(&destination, addresses)?;
@@ -138,7 +138,7 @@ impl EgressPolicy {
     ///
     /// # Errors
     ///
-    /// [`Denied`] for the first that is forbidden, or where there is none.
+    /// [`Denied`] for one that is forbidden, or where there is none.
     pub fn check_addresses(
         &self,
         destination: &Destination,
@@ -147,6 +147,7 @@ impl EgressPolicy {
         if addresses.is_empty() {
             return Err(Reason::Resolve.into());
         }
+        self.never_any(addresses)?;
         addresses.iter().try_for_each(|address| self.check_address(destination, *address))
     }
 
@@ -191,6 +192,10 @@ impl EgressPolicy {
     fn never(&self, address: IpAddr) -> Result<AddressClass, Denied> {
         let class = AddressClass::of(self.judged(address));
         if class.is_never_allowed() { Err(class.reason().at(address)) } else { Ok(class) }
+    }
+
+    fn never_any(&self, addresses: &[IpAddr]) -> Result<(), Denied> {
+        addresses.iter().try_for_each(|address| self.never(*address).map(|_| ()))
     }
 
     fn lists_host(&self, destination: &Destination) -> bool {

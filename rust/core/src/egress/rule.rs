@@ -91,10 +91,15 @@ impl Rule {
         let (scheme, rest) = pattern.split_once("://").ok_or(PolicyErrorKind::Scheme)?;
         let scheme = Scheme::from_word(&scheme.to_ascii_lowercase());
         let scheme = scheme.ok_or(PolicyErrorKind::Scheme)?;
+        // These would end the host, or begin it, and leave the rest unread.
+        if rest.contains(['\\', '?', '#', '@']) {
+            return Err(PolicyErrorKind::Host);
+        }
         let (host, port) = split_port(rest);
         let port = match port {
             None => Some(scheme.default_port()),
             Some("*") => None,
+            Some(path) if path.contains('/') => return Err(PolicyErrorKind::Host),
             Some(digits) => Some(port_number(digits).ok_or(PolicyErrorKind::Port)?),
         };
         let reach = if host == "*" {
@@ -126,10 +131,6 @@ fn port_number(digits: &str) -> Option<u16> {
 
 /// Reads a host as a URL's host is read.
 fn reach(scheme: Scheme, host: &str) -> Result<Reach, PolicyErrorKind> {
-    // These would end the host, or begin it, and leave the rest unread.
-    if host.contains(['/', '\\', '?', '#', '@']) {
-        return Err(PolicyErrorKind::Host);
-    }
     let destination = Destination::parse(&format!("{scheme}://{host}/"));
     match destination.map_err(|_| PolicyErrorKind::Host)?.host() {
         Host::Name(name) if name.contains('*') => Err(PolicyErrorKind::Host),

@@ -105,6 +105,8 @@ fn patterns_that_cannot_be_meant() {
         ("http://:80", Kind::Host),
         ("http://host/", Kind::Host),
         ("http://host/v1", Kind::Host),
+        ("http://host:80/", Kind::Host),
+        ("http://user:hunter2@host", Kind::Host),
         ("http://host?x", Kind::Host),
         ("http://host#x", Kind::Host),
         ("http://host\\x", Kind::Host),
@@ -112,7 +114,7 @@ fn patterns_that_cannot_be_meant() {
         ("http://user:hunter2@host:80", Kind::Host),
         ("http://*.example.com", Kind::Host),
         ("http://1.2.3.4.5", Kind::Host),
-        ("http://fd00::/8", Kind::Port),
+        ("http://fd00::/8", Kind::Host),
         ("http://[10.0.0.0/8]", Kind::Host),
         ("http://10.0.0.0/33", Kind::Host),
         ("http://10.20.1.0/16:8000", Kind::HostBits),
@@ -228,6 +230,24 @@ fn the_base_url_allows_itself() {
     let policy = EgressPolicy::for_base_url("http://metadata.google.internal.").unwrap();
     assert_eq!(word(policy.check_url("http://METADATA.google.internal./")), "ip_metadata");
     assert_eq!(EgressPolicy::for_base_url("host:80").unwrap_err().reason, Reason::Scheme);
+}
+
+#[test]
+fn the_first_reason_is_told() {
+    let url = "http://engine.internal:8000";
+    let policy = policy(&[url], NONE);
+    let (private, never) = (ip("10.0.0.1"), ip("169.254.169.254"));
+    let destination = policy.check_url(url).unwrap();
+    for addresses in [[private, never], [never, private]] {
+        assert_eq!(word(policy.check(url, &addresses)), "ip_metadata");
+        assert_eq!(word(policy.check("http://other:80", &addresses)), "ip_metadata");
+        let denied = policy.check_addresses(&destination, &addresses).unwrap_err();
+        assert_eq!(denied.reason, Reason::IpMetadata);
+    }
+    assert_eq!(word(policy.check("http://other:80", &[private])), "not_in_allowlist");
+    assert_eq!(word(policy.check("http://u@other:0", &[never])), "userinfo");
+    assert_eq!(word(policy.check("ftp://u@other:0", &[never])), "scheme");
+    assert!(Reason::ALL.is_sorted());
 }
 
 #[test]
