@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from worker_adapters._core import (
+        EgressPolicy,
+        EgressVerdict,
         ErrorRules,
         Redactor,
         SseDecoder,
@@ -78,6 +80,8 @@ __all__ = [
     "Constraint",
     "DeadlineUnmet",
     "DecodeTimeout",
+    "EgressPolicy",
+    "EgressVerdict",
     "ErrorRules",
     "ExpectedModel",
     "Extensions",
@@ -118,6 +122,8 @@ __all__ = [
 
 _HOMES: Final = {
     "_core": (
+        "EgressPolicy",
+        "EgressVerdict",
         "ErrorRules",
         "Redactor",
         "SseDecoder",

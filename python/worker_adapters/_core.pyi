@@ -1,6 +1,7 @@
 """Types of the compiled core. Checked against the built module by stubtest in `make lint`."""
 
 from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ClassVar, Final, Literal, TypeAlias, final
 
 __version__: Final[str]
@@ -172,6 +173,82 @@ class Redactor:
         Engines quote what they refuse: a stretch of 12 bytes or more, or a whole shorter text,
         becomes ``[…]``. `redact` itself is not concerned.
         """
+
+@final
+class EgressPolicy:
+    """What an adapter may connect to. Immutable, hashable and safe to share.
+
+    Each entry of ``allow`` is ``scheme://host[:port]``: ``scheme`` is http or https; ``host`` a
+    name, an address, a network such as ``10.20.0.0/16`` or ``[fd00::/8]``, or, with https alone,
+    ``*``; ``port`` a number, ``*`` for any, or the scheme's own when left out.
+
+    A name, and ``*``, may resolve to global addresses, to those of a listed network of the same
+    scheme and port, and to what the other arguments add: ``allow_loopback``; ``allow_private``
+    (RFC 1918, ``100.64.0.0/10``, ``fc00::/7``); ``allow_nat64`` (``64:ff9b::/96``, judged as the
+    IPv4 address it stands for). Metadata services of clouds, link-local, multicast, unspecified
+    and reserved addresses are never allowed, however they are written.
+
+    Raises ValueError, naming the entry by its position, for one that says something else or could
+    never allow anything.
+    """
+
+    def __new__(
+        cls,
+        *,
+        allow: Sequence[str],
+        allow_loopback: bool = False,
+        allow_private: bool = False,
+        allow_nat64: bool = False,
+    ) -> EgressPolicy: ...
+    @classmethod
+    def for_base_url(cls, base_url: str) -> EgressPolicy:
+        """The policy of an adapter that is given none.
+
+        It allows scheme, host and port of the base URL, at whatever address that is not one of
+        those never allowed. Raises ValueError for what is no URL of an HTTP server.
+        """
+    @property
+    def allow(self) -> list[str]:
+        """The entries in canonical form."""
+    @property
+    def allow_loopback(self) -> bool: ...
+    @property
+    def allow_private(self) -> bool: ...
+    @property
+    def allow_nat64(self) -> bool: ...
+    def check(
+        self, url: str, addresses: Sequence[str | IPv4Address | IPv6Address] = ()
+    ) -> EgressVerdict:
+        """Judge a URL and all the addresses that its host resolves to, without connecting.
+
+        One forbidden address forbids the URL. An address in the URL needs none beside it. Raises
+        ValueError for what is no address.
+        """
+    def check_url(self, url: str) -> EgressVerdict:
+        """Judge a URL before its name is resolved."""
+    def __hash__(self) -> int: ...
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class EgressVerdict:
+    """What a policy says of a URL; true where it is allowed."""
+
+    @property
+    def allowed(self) -> bool: ...
+    @property
+    def reason(self) -> str:
+        """``ok``, or the stable word for the first thing that is wrong."""
+    @property
+    def message(self) -> str:
+        """A sentence that says what is wrong, and quotes nothing of the URL but an address."""
+    @property
+    def host(self) -> str | None:
+        """Where the URL leads, in canonical form; None when that is not allowed."""
+    @property
+    def port(self) -> int | None: ...
+    def __bool__(self) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __eq__(self, other: object, /) -> bool: ...
 
 @final
 class ErrorRules:

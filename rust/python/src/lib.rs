@@ -3,6 +3,7 @@
 //! Bytes cross into Rust and a list of frozen events crosses back, once per network read. What the
 //! bytes mean is decided in `worker-adapters-core`; what is raised is built in one place, `errors`.
 
+mod egress;
 mod errors;
 mod event;
 mod redact;
@@ -18,6 +19,8 @@ mod _core {
     use worker_adapters_core::dialects::Dialect;
     use worker_adapters_core::error::{Detail, ErrorKind, Phase, WorkerErrorKind};
 
+    #[pymodule_export]
+    use crate::egress::{PyEgressPolicy, PyEgressVerdict};
     #[pymodule_export]
     use crate::errors::{classify_response, make_error};
     #[pymodule_export]
