@@ -19,7 +19,7 @@ import pytest
 
 from tests.unit.virtual_time import run as run_virtually
 from tests.unit.wire import LAST_CHUNK, STREAM_HEAD, answer, chunk, eventually, playing
-from worker_adapters._core import error_details, error_phases
+from worker_adapters._core import EgressPolicy, error_details, error_phases
 from worker_adapters.transport import (
     Progress,
     Request,
@@ -589,6 +589,7 @@ def test_one_transport_serves_one_loop_after_the_other() -> None:
         async with playing(raw(answer("ok"))) as server:
             transport = transports[0]
             transport._base_url = server.url
+            transport._egress = EgressPolicy.for_base_url(server.url)
             transport._urls.clear()
             assert await read_body(await opened(transport), 10) == (b"ok", True)
             assert len(transport._sessions) == 1

@@ -67,7 +67,7 @@ class HttpCalls(WorkerAdapter):
             response = await call.wait(self._answer(request, call), call.unary_end())
         except TransportError as error:
             raise self._error(
-                call, error.detail, phase=error.phase, processed=error.processed
+                call, error.detail, error.message, phase=error.phase, processed=error.processed
             ) from None
         except TimeoutError:
             detail = "deadline" if call.deadline_passed else "unary_timeout"

@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
 from worker_adapters._abort import Abort
-from worker_adapters._core import StreamDecoder, TokenEvent
+from worker_adapters._core import EgressPolicy, StreamDecoder, TokenEvent
 from worker_adapters._secret import SecretBytes
 from worker_adapters.capabilities import AdapterCapabilities
 from worker_adapters.contract import (
@@ -78,6 +78,8 @@ class HttpAdapter(IdentifiedEngine):
         timeouts: Clocks for every call; a call's own ``timeouts`` replace them.
         http_client: An ``httpx.AsyncClient`` to use instead of the adapter's own; it is never
             closed here, and belongs to one event loop.
+        egress: What may be connected to; scheme, host and port of the base URL when unset. Of an
+            injected client's connections only the URL is checked.
         clock: Monotonic seconds; for tests.
         rng: Where seeds come from when a task has none.
 
@@ -110,6 +112,7 @@ class HttpAdapter(IdentifiedEngine):
         sampler_profiles: Iterable[SamplerProfile] = (),
         timeouts: Timeouts | None = None,
         http_client: Client | None = None,
+        egress: EgressPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -123,7 +126,9 @@ class HttpAdapter(IdentifiedEngine):
         self._profiles = _by_version(sampler_profiles)
         self._model = model
         self._expect = expect
-        self._transport: Transport = HttpxTransport(self.base_url, client=http_client)
+        self._transport: Transport = HttpxTransport(
+            self.base_url, client=http_client, egress=egress
+        )
         self._data_plane: StreamTransport = PulledTransport(self._transport)
         self._clock = clock
         self._rng = random.SystemRandom() if rng is None else rng

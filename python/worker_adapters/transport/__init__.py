@@ -56,15 +56,22 @@ class TransportError(Exception):
         detail: One of `worker_adapters._core.error_details()`.
         phase: One of `worker_adapters._core.error_phases()`.
         processed: Whether the engine can have taken the request up: no, unknown or yes.
+        message: A sentence of the library's own for people, where the detail does not say it all.
     """
 
     def __init__(
-        self, detail: str, phase: str, processed: Literal["no", "unknown", "yes"] = "unknown"
+        self,
+        detail: str,
+        phase: str,
+        processed: Literal["no", "unknown", "yes"] = "unknown",
+        *,
+        message: str = "",
     ) -> None:
         super().__init__(f"{detail} ({phase})")
         self.detail = detail
         self.phase = phase
         self.processed = processed
+        self.message = message
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,9 @@ from weakref import WeakSet
 
 import httpx
 
-from worker_adapters._core import __version__
+from worker_adapters._core import EgressPolicy, __version__
 from worker_adapters.transport import Headers, Progress, Request, TransportError
+from worker_adapters.transport._connect import denied
 from worker_adapters.transport._network import ConnectionPool, PooledResponse
 
 __all__ = ["Client", "HttpxTransport"]
@@ -50,13 +51,22 @@ class HttpxTransport:
 
     ``headers`` go with every request and may hold secrets: they show in no repr. An injected
     ``client`` is used as it is (its TLS, proxies and limits) and never closed here; it must be used
-    in one event loop only.
+    in one event loop only. ``egress`` is asked about every connection, of an injected client, which
+    makes its own, about the URL only; unset, it allows what the base URL says and nothing else.
+
+    Raises ValueError for a base URL that no URL parser would take.
     """
 
     def __init__(
-        self, base_url: str, *, headers: Headers = (), client: httpx.AsyncClient | None = None
+        self,
+        base_url: str,
+        *,
+        headers: Headers = (),
+        client: httpx.AsyncClient | None = None,
+        egress: EgressPolicy | None = None,
     ) -> None:
         self._base_url = base_url
+        self._egress = EgressPolicy.for_base_url(base_url) if egress is None else egress
         self._headers = (*headers, (b"Accept-Encoding", b"identity"))
         self._injected = client
         self._urls: dict[str, httpx.URL] = {}
@@ -76,6 +86,9 @@ class HttpxTransport:
         """Send ``request`` and return when the response head is there. See `Transport.open`."""
         session = self._session()
         if self._injected is not None:
+            verdict = self._egress.check_url(self._base_url + request.path)
+            if not verdict:
+                raise denied(verdict, "resolve")
             # Its transport may report no steps: assume the request on its way until told otherwise.
             progress.phase = "head"
         clock = asyncio.timeout(None)
@@ -115,7 +128,7 @@ class HttpxTransport:
             for other in [other for other in self._sessions if other.is_closed()]:
                 del self._sessions[other]
             session = self._sessions[loop] = _Session(
-                loop, self._injected, httpx.URL(self._base_url)
+                loop, self._injected, self._base_url, self._egress
             )
         return session
 
@@ -132,10 +145,11 @@ class _Session:
         self,
         loop: asyncio.AbstractEventLoop,
         injected: httpx.AsyncClient | None,
-        base_url: httpx.URL,
+        base_url: str,
+        egress: EgressPolicy,
     ) -> None:
         self.loop = loop
-        self.client = _client(base_url) if injected is None else injected
+        self.client = _client(base_url, egress) if injected is None else injected
         self.streams: WeakSet[_HttpxStream] = WeakSet()
         self._tasks: set[asyncio.Task[None]] = set()
         owned = None if injected is not None else self.client
@@ -169,9 +183,9 @@ async def _closed_with_the_loop(
             await client.aclose()
 
 
-def _client(base_url: httpx.URL) -> httpx.AsyncClient:
+def _client(base_url: str, egress: EgressPolicy) -> httpx.AsyncClient:
     return httpx.AsyncClient(
-        transport=_Pool(base_url),
+        transport=_Pool(base_url, egress),
         trust_env=False,
         follow_redirects=False,
         headers={"User-Agent": f"worker-adapters/{__version__}"},
@@ -187,11 +201,11 @@ _POOLED: Final = "worker_adapters.response"
 class _Pool(httpx.AsyncBaseTransport):
     """Our connections, as httpx wants to see them."""
 
-    def __init__(self, url: httpx.URL) -> None:
-        secure = url.scheme == "https"
+    def __init__(self, base_url: str, egress: EgressPolicy) -> None:
+        secure = httpx.URL(base_url).scheme == "https"
         self._pool = ConnectionPool(
-            url.raw_host.decode("ascii"),
-            url.port or (443 if secure else 80),
+            base_url,
+            egress,
             ssl_context=httpx.create_ssl_context(trust_env=False) if secure else None,
             max_requests=MAX_REQUESTS,
             wait_seconds=POOL_WAIT_SECONDS,

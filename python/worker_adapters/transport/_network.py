@@ -13,12 +13,13 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, Callable
 from contextlib import suppress
-from ipaddress import ip_address
 from typing import Any, Final, TypeAlias, cast
 
 import h11
 
+from worker_adapters._core import EgressPolicy
 from worker_adapters.transport import Headers, TransportError
+from worker_adapters.transport._connect import Dialer
 
 __all__ = ["Connection", "ConnectionPool", "OnStep", "PooledResponse"]
 
@@ -34,15 +35,14 @@ HEAD_FIELDS: Final = 100
 INTERIM_RESPONSES: Final = 16
 """How many 1xx answers may come before the response."""
 
-HAPPY_EYEBALLS_SECONDS: Final = 0.25
-"""How long one address of a name may take before the next is tried beside it."""
-
 OnStep: TypeAlias = Callable[[str], None]
 """Told each step as it begins: ``connect``, ``tls``, ``write``, ``head`` and ``partial_head``."""
 
 
 class ConnectionPool:
-    """Connections to ``host:port``, the one used last first; for one event loop.
+    """Connections to the origin of ``url``, the one used last first; for one event loop.
+
+    They are made as far as ``egress`` allows.
 
     At most ``max_requests`` are under way at a time, further ones wait for at most
     ``wait_seconds``. Up to ``max_idle`` connections are kept, each for ``idle_seconds``.
@@ -50,8 +50,8 @@ class ConnectionPool:
 
     def __init__(
         self,
-        host: str,
-        port: int,
+        url: str,
+        egress: EgressPolicy,
         *,
         ssl_context: ssl.SSLContext | None,
         max_requests: int,
@@ -59,8 +59,7 @@ class ConnectionPool:
         max_idle: int,
         idle_seconds: float,
     ) -> None:
-        self._host = host
-        self._port = port
+        self._dialer = Dialer(url, egress, _Socket)
         self._ssl_context = ssl_context
         self._permits = asyncio.Semaphore(max_requests)
         self._wait_seconds = wait_seconds
@@ -137,11 +136,11 @@ class ConnectionPool:
 
     async def _connect(self, on_step: OnStep) -> "Connection":
         on_step("connect")
-        socket = await _connected(self._host, self._port)
+        socket = await self._dialer.connect()
         if self._ssl_context is not None:
             on_step("tls")
             try:
-                await socket.secure(self._ssl_context, self._host)
+                await socket.secure(self._ssl_context, self._dialer.host)
             except BaseException:
                 socket.abort()
                 raise
@@ -303,24 +302,6 @@ class Connection:
     def abort(self) -> None:
         """Close the socket in the loop's next turn, whatever is still to be sent."""
         self.socket.abort()
-
-
-async def _connected(host: str, port: int) -> "_Socket":
-    loop = asyncio.get_running_loop()
-    options: dict[str, Any] = {}
-    # Other loops, such as uvloop's, know no happy eyeballs.
-    if isinstance(loop, asyncio.BaseEventLoop) and not _is_address(host):
-        options["happy_eyeballs_delay"] = HAPPY_EYEBALLS_SECONDS
-    _, socket = await loop.create_connection(_Socket, host, port, **options)
-    return socket
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 class _Socket(asyncio.Protocol):

@@ -72,7 +72,13 @@ class PulledTransport:
         try:
             body = await call.wait(opening, decoder.next_wakeup())
         except TransportError as error:
-            events = decoder.fail(error.detail, error.phase, clock(), processed=error.processed)
+            events = decoder.fail(
+                error.detail,
+                error.phase,
+                clock(),
+                message=error.message,
+                processed=error.processed,
+            )
         except TimeoutError:
             phase, processed = call.progress.phase, call.progress.processed
             now = max(clock(), decoder.next_wakeup() or 0.0)
