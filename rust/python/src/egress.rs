@@ -1,6 +1,7 @@
 //! The egress policy as a Python object.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -11,7 +12,7 @@ use worker_adapters_core::egress::{Denied, Destination, EgressPolicy, Ranges};
 /// What an adapter may connect to.
 #[pyclass(frozen, eq, hash, name = "EgressPolicy", module = "worker_adapters._core")]
 #[derive(PartialEq, Eq, Hash)]
-pub(crate) struct PyEgressPolicy(pub(crate) EgressPolicy);
+pub(crate) struct PyEgressPolicy(pub(crate) Arc<EgressPolicy>);
 
 #[pymethods]
 impl PyEgressPolicy {
@@ -26,14 +27,20 @@ impl PyEgressPolicy {
         let ranges =
             Ranges { loopback: allow_loopback, private: allow_private, nat64: allow_nat64 };
         let policy = EgressPolicy::new(allow, ranges);
-        policy.map(Self).map_err(|error| PyValueError::new_err(error.to_string()))
+        match policy {
+            Ok(policy) => Ok(Self(Arc::new(policy))),
+            Err(error) => Err(PyValueError::new_err(error.to_string())),
+        }
     }
 
     #[classmethod]
     fn for_base_url(_class: &Bound<'_, PyType>, base_url: &str) -> PyResult<Self> {
-        EgressPolicy::for_base_url(base_url).map(Self).map_err(|denied| {
-            PyValueError::new_err(format!("base_url cannot be connected to: {denied}"))
-        })
+        match EgressPolicy::for_base_url(base_url) {
+            Ok(policy) => Ok(Self(Arc::new(policy))),
+            Err(denied) => {
+                Err(PyValueError::new_err(format!("base_url cannot be connected to: {denied}")))
+            }
+        }
     }
 
     #[getter]
