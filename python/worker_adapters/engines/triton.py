@@ -295,6 +295,9 @@ class TritonAdapter(HttpAdapter):
         if model.flavour is not None and model.input("exclude") is None and dispatch.task.prompt:
             # It cannot be asked to leave the prompt out.
             options["echo"] = dispatch.task.prompt
+        if model.flavour == "inflight" and (stop := dispatch.stop()):
+            # The executor's output ends in what it stopped at; only the LLM API takes it off.
+            options["stop"] = json.dumps(stop)
         return options
 
     def _completion(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:

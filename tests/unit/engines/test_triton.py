@@ -17,6 +17,7 @@ from tests.unit.wire import LAST_CHUNK, STREAM_HEAD, Connection, Received, answe
 from worker_adapters import AdapterError, PoolUnavailable, SamplerProfile, WorkerReset
 from worker_adapters.engines._triton_model import TritonModel
 from worker_adapters.engines.triton import EmbeddingTensors, TritonAdapter
+from worker_adapters.testing.engines import TritonEngine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -722,3 +723,21 @@ def test_a_missing_server_fails_where_it_is_required(
     with pytest.raises(BaseException, match="no such machine") as caught:
         support.ensure_installed()
     assert caught.type.__name__ == outcome
+
+
+INFLIGHT_MODELS = ("tensorrt_llm_bls", "tensorrt_llm_bls_accum")
+
+
+@pytest.mark.parametrize(
+    ("model", "pieces"),
+    [
+        *((model, ("a", "b", "STOP", "c")) for model in (*INFLIGHT_MODELS, "tensorrt_llm")),
+        *((model, ("a", "bST", "OP", "c")) for model in INFLIGHT_MODELS),
+    ],
+)
+async def test_a_stop_text_is_no_part_of_the_answer(model: str, pieces: tuple[str, ...]) -> None:
+    asked = triton({"stop": ["STOP"]}, ctx=16, max_tokens=8)
+    with TritonEngine(models=(model,), pieces=pieces) as server:
+        async with TritonAdapter(server.url, model=model) as adapter:
+            answer = await (await adapter.submit(asked)).collect()
+    assert answer.text == "ab"

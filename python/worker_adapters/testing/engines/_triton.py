@@ -139,6 +139,10 @@ class TritonEngine(ScriptedEngine):
         """Return the event of one token: new text, or all of it once more."""
         del number
         name = generation.request.path.split("/")[3]
+        if name != "tensorrt_llm":
+            # What it stops at stays in the text.
+            text += generation.stopped_at
+            generation.text += generation.stopped_at
         said = text if name == "tensorrt_llm_bls" else generation.text
         event: dict[str, Any] = {"model_name": name, "model_version": "1", "text_output": said}
         if generation.asked.get("return_finish_reason"):

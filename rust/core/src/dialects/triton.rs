@@ -7,6 +7,8 @@
 //!   configuration and passes `text`.
 //! * A model that cannot be asked to leave the prompt out puts it before its answer. With the option
 //!   `echo`, the prompt, it is removed where the answer begins with it.
+//! * The inflight models leave the stop words they stopped at in the text. With the option `stop`, a
+//!   JSON list of them, they are left out.
 //! * There is no finish signal, no finish reason (the LLM API gives one on request; "None" until
 //!   then) and no usage: the stream ends where the HTTP body ends, whole, after at least one frame.
 //!   `sequence_end` is always false and marks nothing.
@@ -14,9 +16,10 @@
 
 use super::cumulative::Cumulative;
 use super::options::{DialectError, Pairs, WANTED, Wanted, bad_value};
+use super::stop_text::StopText;
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
-use crate::event::{Channel, FinishReason, Logprob};
+use crate::event::{FinishReason, Logprob};
 use crate::json::{JsonError, JsonErrorKind, Kind, RawStr, Reader};
 use crate::sse::SseEvent;
 use crate::stream::{Count, FrameSink};
@@ -29,6 +32,7 @@ pub struct Triton {
     cumulative: Option<Cumulative>,
     /// The prompt, where the model may put it before its answer.
     echo: String,
+    stop: StopText,
     has_text: bool,
     /// The sum of the frames' `num_output_tokens`.
     tokens_out: u64,
@@ -46,7 +50,7 @@ struct Frame<'a> {
     is_error: bool,
 }
 
-const OPTIONS: [&str; 4] = [WANTED[0], WANTED[1], "text", "echo"];
+const OPTIONS: [&str; 5] = [WANTED[0], WANTED[1], "text", "echo", "stop"];
 
 impl Triton {
     pub(crate) fn new(options: Pairs<'_>) -> Result<Self, DialectError> {
@@ -58,6 +62,8 @@ impl Triton {
                     "accumulated" | "cumulative" => Some(Cumulative::default()),
                     _ => return Err(bad_value("text", "delta or accumulated")),
                 };
+            } else if option == "stop" {
+                triton.stop = StopText::from_option(value)?;
             } else if option == "echo" {
                 value.clone_into(&mut triton.echo);
             } else if !triton.wanted.take(option, value)? {
@@ -120,6 +126,7 @@ impl FrameParser for Triton {
     fn frame(&mut self, event: &SseEvent<'_>, sink: &mut FrameSink<'_>) -> Result<(), JsonError> {
         let frame = self.parse(event.data)?;
         if frame.is_error {
+            self.stop.finish(false, sink);
             sink.error(&EngineError::from_error_value(event.data));
             return Ok(());
         }
@@ -150,7 +157,7 @@ impl FrameParser for Triton {
         for logprob in frame.logprobs {
             sink.logprob(Logprob::new("", None, Some(logprob)));
         }
-        sink.text(Channel::Content, text);
+        self.stop.pass(text, sink);
         if let Some(stop_reason) = frame.stop_reason {
             sink.stop_reason(&stop_reason.value());
         }
@@ -167,8 +174,10 @@ impl FrameParser for Triton {
 
     fn body_end(&mut self, sink: &mut FrameSink<'_>) {
         if let Some(cumulative) = &mut self.cumulative {
-            sink.text(Channel::Content, cumulative.rest());
+            self.stop.pass(cumulative.rest(), sink);
         }
+        // Where the text ends in a stop text, that is why: it is looked for after each token.
+        self.stop.finish(true, sink);
         sink.end();
     }
 }
