@@ -3,6 +3,8 @@
 //! * [`Reactor`] moves any number of exchanges on; [`Target`] is an address they go to;
 //!   [`EventStream`] hands over the events of one. What a response means is decided by a [`Sink`],
 //!   which every `StreamDecoder` of `worker-adapters-core` is.
+//! * [`Tasks`] sends tasks as the contract's `WorkerAdapter` has it and reaches them to cancel;
+//!   [`Target::ask`] is for calls that end in one answer.
 //! * [`http1`] reads HTTP/1.1 responses strictly, without copying bodies.
 //! * [`origin`] reads base URLs; [`resolver`] turns names into addresses in a few threads,
 //!   [`happy_eyeballs`] says in which order those are tried; [`tls`] makes the client's
@@ -23,8 +25,10 @@ mod sink;
 mod state;
 mod stream;
 mod target;
+mod tasks;
 mod timers;
 pub mod tls;
+mod unary;
 
 pub use clock::{Clock, Monotonic};
 pub use connect::TcpOptions;
@@ -34,3 +38,5 @@ pub use sink::Sink;
 pub use state::READ_BYTES;
 pub use stream::EventStream;
 pub use target::{Bounds, Request, SubmitError, Target, TargetConfig, Vet};
+pub use tasks::Tasks;
+pub use unary::{ANSWER_BYTES, Call};
