@@ -290,9 +290,10 @@ class TokenStream(ABC):
     def _cancel_now(self) -> bool:
         """End the stream here and now; whether there was anything to end."""
         # Tokens nobody has taken yet are taken back; a terminal event that was there stands.
-        standing = [event for event in self._ready if event.is_terminal]
-        self._ready.clear()
-        self._ready.extend(standing)
+        with contextlib.suppress(IndexError):  # a reader in another thread may be taking them
+            for _ in range(len(self._ready)):
+                if (event := self._ready.popleft()).is_terminal:
+                    self._ready.append(event)
         if not self._end():
             return False
         self._cancelled = True

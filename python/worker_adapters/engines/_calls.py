@@ -6,6 +6,7 @@ from typing import Any, NoReturn, TypeVar
 from uuid import uuid4
 
 from worker_adapters._core import Redactor, classify_response, make_error
+from worker_adapters._trio import Anywhere
 from worker_adapters.adapter import WorkerAdapter
 from worker_adapters.contract import SubmitContext, Timeouts
 from worker_adapters.engines._call import Call, CancelledInFlightError
@@ -28,7 +29,7 @@ __all__ = ["HttpCalls"]
 _T = TypeVar("_T")
 
 
-class HttpCalls(WorkerAdapter):
+class HttpCalls(Anywhere, WorkerAdapter):
     """An adapter's way to ask its engine something: bounded, with its key, errors classified."""
 
     _clock: Callable[[], float]
