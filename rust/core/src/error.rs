@@ -364,7 +364,7 @@ impl WorkerError {
     /// What an engine quotes of the redactor's private texts is hidden.
     #[must_use]
     pub fn with_message(mut self, message: &str, redactor: &Redactor) -> Self {
-        self.message = presentable(&redactor.hide_private(&redactor.redact(cut(message))));
+        self.message = presentable(&redactor.quote(cut(message)));
         self
     }
 }

@@ -1,0 +1,200 @@
+//! Secrets by value: whole, in every spelling, and broken off at the edge of a text.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+
+use super::marker::fingerprint;
+use super::scan::{Span, rest, stretch};
+use super::{MIN_SECRET_CHARS, RedactorError};
+
+/// From how many bytes on the start of a secret is hidden at the end of a text, and its end at the
+/// start of one: a record may be cut anywhere.
+const MIN_BROKEN_BYTES: usize = 8;
+
+/// The secrets that have been registered, ready to be found.
+pub(super) struct Known {
+    pub(super) secrets: Vec<Secret>,
+    matcher: AhoCorasick,
+    /// Which secret each pattern of the matcher spells.
+    owners: Vec<usize>,
+}
+
+pub(super) struct Secret {
+    pub(super) value: Box<str>,
+    shown_as: Arc<str>,
+    start: Border,
+    end: Border,
+}
+
+impl Known {
+    pub(super) fn new(values: Vec<Box<str>>) -> Result<Self, RedactorError> {
+        let mut seen = HashSet::new();
+        let mut patterns: Vec<Vec<u8>> = Vec::new();
+        let mut owners = Vec::new();
+        for (owner, value) in values.iter().enumerate() {
+            for spelling in spellings(value) {
+                if seen.insert(spelling.to_ascii_lowercase()) {
+                    patterns.push(spelling);
+                    owners.push(owner);
+                }
+            }
+        }
+        let matcher = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .ascii_case_insensitive(true)
+            .build(&patterns)
+            .map_err(|_| RedactorError::TooLarge)?;
+        let secrets = values
+            .into_iter()
+            .map(|value| Secret {
+                shown_as: fingerprint(value.as_bytes()).into(),
+                start: Border::new(value.bytes()),
+                end: Border::new(value.bytes().rev()),
+                value,
+            })
+            .collect();
+        Ok(Self { secrets, matcher, owners })
+    }
+
+    pub(super) fn find(&self, text: &[u8], spans: &mut Vec<Span>) {
+        let secret = |pattern: usize| self.owners.get(pattern).and_then(|at| self.secrets.get(*at));
+        spans.extend(self.matcher.find_iter(text).map(|found| Span {
+            start: found.start(),
+            end: found.end(),
+            shown_as: secret(found.pattern().as_usize()).map(|known| Arc::clone(&known.shown_as)),
+        }));
+        for known in &self.secrets {
+            let length = known.value.len();
+            let tail = rest(text, (text.len() + 1).saturating_sub(length));
+            let broken = known.start.longest(tail.iter().copied());
+            if broken >= MIN_BROKEN_BYTES {
+                spans.push(known.part(text.len() - broken, text.len()));
+            }
+            let head = stretch(text, 0..text.len().min(length - 1));
+            let broken = known.end.longest(head.iter().rev().copied());
+            if broken >= MIN_BROKEN_BYTES {
+                spans.push(known.part(0, broken));
+            }
+        }
+    }
+}
+
+impl Secret {
+    fn part(&self, start: usize, end: usize) -> Span {
+        Span { start, end, shown_as: Some(Arc::clone(&self.shown_as)) }
+    }
+}
+
+/// Finds how much of a pattern's start a text ends with, in one pass (Knuth, Morris and Pratt).
+struct Border {
+    pattern: Vec<u8>,
+    /// For each start of the pattern the longest shorter one that it ends with.
+    shorter: Vec<usize>,
+}
+
+impl Border {
+    fn new(pattern: impl Iterator<Item = u8>) -> Self {
+        let pattern: Vec<u8> = pattern.map(|byte| byte.to_ascii_lowercase()).collect();
+        let mut border = Self { pattern: Vec::new(), shorter: vec![0] };
+        for byte in pattern {
+            let length =
+                if border.pattern.is_empty() { 0 } else { border.step(border.last(), byte) };
+            border.pattern.push(byte);
+            border.shorter.push(length);
+        }
+        border
+    }
+
+    fn last(&self) -> usize {
+        self.shorter.last().copied().unwrap_or(0)
+    }
+
+    /// How much of the start is matched once `byte` follows `matched` bytes of it.
+    fn step(&self, mut matched: usize, byte: u8) -> usize {
+        while matched > 0 && self.pattern.get(matched) != Some(&byte) {
+            matched = self.shorter.get(matched).copied().unwrap_or(0);
+        }
+        matched + usize::from(self.pattern.get(matched) == Some(&byte))
+    }
+
+    /// How much of the pattern's start `text` ends with.
+    fn longest(&self, text: impl Iterator<Item = u8>) -> usize {
+        text.fold(0, |matched, byte| self.step(matched, byte.to_ascii_lowercase()))
+    }
+}
+
+/// The ways in which a secret can stand in a text, but for the case of its letters.
+fn spellings(secret: &str) -> Vec<Vec<u8>> {
+    let bytes = secret.as_bytes();
+    let mut all = vec![bytes.to_vec(), percent_encode(bytes)];
+    let mut json = Vec::new();
+    crate::json::write_string(secret, &mut json);
+    all.push(json.get(1..json.len() - 1).unwrap_or(bytes).to_vec());
+    all.push(escape_non_ascii(secret));
+    for alphabet in [STANDARD, URL_SAFE] {
+        for shift in 0..3 {
+            all.push(base64_core(bytes, shift, alphabet));
+        }
+    }
+    // A spelling that short would match ordinary text.
+    all.retain(|spelling| spelling.len() >= MIN_SECRET_CHARS);
+    all
+}
+
+/// As documents in pure ASCII spell it: `\u` escapes of UTF-16 for all that is beyond.
+fn escape_non_ascii(secret: &str) -> Vec<u8> {
+    use std::fmt::Write;
+
+    let mut out = String::new();
+    for character in secret.chars() {
+        if character.is_ascii() {
+            out.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                let _ = write!(out, "\\u{unit:04x}");
+            }
+        }
+    }
+    out.into_bytes()
+}
+
+/// RFC 3986, section 2.1: everything but unreserved characters is encoded.
+fn percent_encode(bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len());
+    for byte in bytes {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) {
+            out.push(*byte);
+        } else {
+            out.push(b'%');
+            for nibble in [byte >> 4, byte & 15] {
+                out.extend(b"0123456789ABCDEF".get(usize::from(nibble)));
+            }
+        }
+    }
+    out
+}
+
+const STANDARD: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+const URL_SAFE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+/// The base64 characters that depend on `bytes` alone when they stand `shift` bytes after a
+/// three-byte boundary: those that also hold bits of their neighbours are left out.
+fn base64_core(bytes: &[u8], shift: usize, alphabet: &[u8; 64]) -> Vec<u8> {
+    let bit = |index: usize| {
+        let byte = bytes.get(index / 8).copied().unwrap_or(0);
+        usize::from(byte >> (7 - index % 8) & 1)
+    };
+    let bits = bytes.len() * 8;
+    // The first bit of the secret that starts a base64 character.
+    let first = (6 - shift * 8 % 6) % 6;
+    let mut out = Vec::new();
+    let mut at = first;
+    while at + 6 <= bits {
+        let value = (at..at + 6).fold(0, |value, index| value << 1 | bit(index));
+        out.extend(alphabet.get(value));
+        at += 6;
+    }
+    out
+}

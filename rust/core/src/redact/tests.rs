@@ -1,0 +1,168 @@
+use base64::Engine;
+use base64::engine::general_purpose;
+
+use super::*;
+
+fn fingerprint(secret: &str) -> String {
+    marker::fingerprint(secret.as_bytes())
+}
+
+const SECRET: &str = "s3cret/ké\"y+with\\odd=bytes";
+
+#[test]
+fn each_spelling_is_found() {
+    let redactor = Redactor::new([SECRET]).unwrap();
+    let fingerprint = fingerprint(SECRET);
+    let json = serde_json::to_string(SECRET).unwrap();
+    let mut texts =
+        vec![SECRET.to_owned(), json, "q=s3cret%2Fk%C3%A9%22y%2Bwith%5Codd%3Dbytes".into()];
+    texts.push("q=s3cret%2fk%c3%a9%22y%2bwith%5codd%3dbytes".into());
+    for text in texts {
+        let redacted = redactor.redact(&text);
+        assert!(redacted.contains(&fingerprint), "{redacted}");
+        assert!(!redacted.contains("s3cret"), "{redacted}");
+        assert_eq!(redactor.redact(&redacted), redacted, "redacting twice changes nothing");
+    }
+}
+
+#[test]
+fn base64_is_found_at_every_alignment() {
+    let redactor = Redactor::new([SECRET]).unwrap();
+    for engine in [&general_purpose::STANDARD, &general_purpose::URL_SAFE] {
+        for before in ["", "u", "us", "use"] {
+            for after in ["", ":", ":x", ":xy"] {
+                let text = engine.encode(format!("{before}{SECRET}{after}"));
+                let redacted = redactor.redact(&text);
+                assert!(redacted.contains("****"), "{before} {after}");
+                assert!(redacted.len() < 24, "{redacted}");
+            }
+        }
+    }
+}
+
+#[test]
+fn short_secrets_are_refused() {
+    assert_eq!(
+        Redactor::new(["long enough", "short"]).unwrap_err(),
+        RedactorError::TooShort { index: 1 }
+    );
+}
+
+#[test]
+fn overlapping_secrets_go_by_the_longer() {
+    let redactor = Redactor::new(["secret", "secret-longer"]).unwrap();
+    assert_eq!(redactor.redact("secret-longer"), fingerprint("secret-longer"));
+    let more = redactor.with_secrets(["another one"]).unwrap();
+    assert_eq!(more.redact("secret"), fingerprint("secret"));
+    assert_eq!(more.redact("another one"), fingerprint("another one"));
+}
+
+#[test]
+fn private_texts_are_hidden_wherever_an_engine_quotes_them() {
+    let redactor =
+        Redactor::default().with_private_texts(["the quick brown fox\njumps", "secret", "hi"]);
+    let hidden = |message| redactor.quote(message);
+    assert_eq!(hidden("bad input: the quick brown fox at 3"), "bad input: […] at 3");
+    assert_eq!(hidden("near 'ck brown fox\\njumps'"), "near '[…]\\njumps'");
+    assert_eq!(hidden("no secret here"), "no […] here");
+    assert_eq!(hidden("this"), "this", "ordinary text");
+    assert_eq!(hidden("the quick"), "the quick", "too short to tell anything");
+    let asked = Redactor::default().with_private_texts(["my password: hunter2 is"]);
+    assert_eq!(
+        asked.quote("bad: my password: hunter2 is"),
+        "bad: […]",
+        "before names are looked for"
+    );
+    assert_eq!(hidden("brown foxes jump"), "brown foxes jump");
+    assert_eq!(hidden("é"), "é");
+    assert_eq!(Redactor::default().quote("hi"), "hi");
+}
+
+#[test]
+fn nothing_is_shown_by_debug() {
+    let redactor = Redactor::new([SECRET]).unwrap();
+    assert_eq!(format!("{redactor:?}"), "Redactor { secrets: 1, .. }");
+}
+
+#[test]
+fn a_secret_is_found_in_other_case_and_behind_escapes() {
+    let redactor = Redactor::new([SECRET, "hunter2-secret"]).unwrap();
+    let shown = fingerprint("hunter2-secret");
+    let spelled = |byte: &dyn Fn(u8) -> String| -> String {
+        "hunter2-secret".bytes().flat_map(|b| byte(b).into_bytes()).map(char::from).collect()
+    };
+    let escaped = spelled(&|byte| format!("\\u{byte:04x}"));
+    let encoded = spelled(&|byte| format!("%25{byte:02X}"));
+    for spelling in ["hunter2-secret", "HUNTER2-SECRET", &escaped, &encoded] {
+        assert_eq!(redactor.redact(&format!("a {spelling} b")), format!("a {shown} b"));
+    }
+    let ascii = SECRET.replace('é', "\\u00e9");
+    assert_eq!(redactor.redact(&ascii), fingerprint(SECRET));
+}
+
+#[test]
+fn a_secret_that_is_cut_off_is_found_at_the_edge() {
+    let redactor = Redactor::new(["hunter2-secret", "abababababc"]).unwrap();
+    let shown = fingerprint("hunter2-secret");
+    assert_eq!(redactor.redact("the key hunter2-"), format!("the key {shown}"));
+    assert_eq!(redactor.redact("2-secret it was"), format!("{shown} it was"));
+    assert_eq!(redactor.redact("hunter2"), "hunter2", "too little of it");
+    assert_eq!(redactor.redact("hunter2- it was"), "hunter2- it was", "not at the edge");
+    let shown = fingerprint("abababababc");
+    assert_eq!(redactor.redact("abab abababab"), format!("abab {shown}"));
+    assert_eq!(redactor.redact("xxababababab"), format!("xx{shown}"));
+}
+
+#[test]
+fn a_registered_secret_keeps_its_name_wherever_it_is_found() {
+    let redactor = Redactor::new(["hunter2 secret"]).unwrap();
+    let shown = fingerprint("hunter2 secret");
+    for (text, expected) in [
+        ("api_key: hunter2 secret, b", "api_key: ****, b"),
+        ("Authorization: Bearer hunter2 secret", "Authorization: Bearer ****"),
+        ("http://u:hunter2%20secret@h/?token=hunter2%20secret", "http://u:****@h/?token=****"),
+    ] {
+        assert_eq!(redactor.redact(text), expected.replace("****", &shown));
+    }
+}
+
+#[test]
+fn unregistered_secrets_are_found_beside_what_is_none() {
+    let redactor = Redactor::default();
+    let shown = fingerprint("S3cret");
+    for text in [
+        "GET http://u:S3cret@h/ 403",
+        "GET http://h/?x=1&token=S3cret&y=2 403",
+        "POST https://h/login?next=https%3A%2F%2Fi%2F%3Ftoken%3DS3cret",
+        r#"{"url":"https:\/\/u:S3cret@h\/"}"#,
+        "api_key='S3cret', é",
+    ] {
+        assert_eq!(redactor.redact(text), text.replace("S3cret", &shown));
+    }
+    let both = redactor.redact("password=é****0a1b2c");
+    assert_eq!(both, format!("password={}", fingerprint("é****0a1b2c")));
+}
+
+#[test]
+fn stretches_that_overlap_become_one() {
+    let span = |start, end, shown_as: Option<&str>| Span {
+        start,
+        end,
+        shown_as: shown_as.map(Into::into),
+    };
+    let text = "0123456789é";
+    let merged = |spans: &[Span]| merge(text, spans.to_vec());
+    assert_eq!(
+        merged(&[span(4, 6, Some("b")), span(0, 3, None), span(2, 4, Some("a"))]),
+        [span(0, 4, None), span(4, 6, Some("b"))]
+    );
+    assert_eq!(merged(&[span(1, 5, None), span(1, 5, Some("a"))]), [span(1, 5, Some("a"))]);
+    assert_eq!(merged(&[span(2, 3, None), span(1, 5, Some("a"))]), [span(1, 5, Some("a"))]);
+    assert_eq!(merged(&[span(3, 3, None), span(9, 11, None)]), [span(9, 12, None)]);
+}
+
+#[test]
+fn a_text_that_does_not_settle_is_replaced_as_a_whole() {
+    let never = |text: &str| vec![Span { start: text.len() - 1, end: text.len(), shown_as: None }];
+    assert_eq!(settle("restless", never), fingerprint("restless"));
+}
