@@ -158,13 +158,19 @@ class TokenEvent:
 
 @final
 class Redactor:
-    """Replaces registered secrets in text by ``****`` plus six hex digits of their SHA-256.
+    """Replaces secrets in text by ``****`` plus six hex digits of their SHA-256.
 
-    Immutable and safe to share. Raises ValueError for a secret shorter than 6 characters.
+    Finds the registered ones in any spelling, and others by the name before them, by their place
+    in a URL, or by the shape their issuer gave them: docs/redaction.md has the rules. Immutable
+    and safe to share. Raises ValueError for a known secret shorter than 6 characters.
     """
 
     def __new__(cls, known_secrets: Sequence[str] = ()) -> Redactor: ...
-    def redact(self, text: str) -> str: ...
+    def redact(self, text: str) -> str:
+        """``text`` without secrets, in time linear in its length. Doing it twice changes nothing.
+
+        Lone surrogates become U+FFFD.
+        """
     def with_secrets(self, known_secrets: Sequence[str]) -> Redactor:
         """A redactor that knows these secrets too."""
     def with_private_texts(self, texts: Sequence[str]) -> Redactor:

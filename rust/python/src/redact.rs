@@ -3,9 +3,10 @@
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
+use pyo3::types::PyString;
 use worker_adapters_core::redact::{Redactor, RedactorError};
 
-/// Replaces registered secrets in text.
+/// Replaces secrets in text.
 #[pyclass(frozen, name = "Redactor", module = "worker_adapters._core")]
 pub(crate) struct PyRedactor(pub(crate) Redactor);
 
@@ -21,8 +22,9 @@ impl PyRedactor {
         Redactor::new(known_secrets).map(Self).map_err(refused)
     }
 
-    fn redact(&self, text: &str) -> String {
-        self.0.redact(text).into_owned()
+    fn redact(&self, text: &Bound<'_, PyString>) -> String {
+        // What is logged may be anything: a lone surrogate must not make a logger fail.
+        self.0.redact(&text.to_string_lossy()).into_owned()
     }
 
     fn with_secrets(&self, known_secrets: Vec<PyBackedStr>) -> PyResult<Self> {
