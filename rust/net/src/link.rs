@@ -32,11 +32,13 @@ pub(crate) struct Link {
     drained: bool,
     /// The peer has closed its side, so that the next read that finds nothing will say so.
     closing: bool,
+    /// Why no more can be read, once what came before has been handed out.
+    fault: Option<rustls::Error>,
 }
 
 impl Link {
     pub(crate) fn plain(socket: TcpStream) -> Self {
-        Self { socket, tls: None, drained: false, closing: false }
+        Self { socket, tls: None, drained: false, closing: false, fault: None }
     }
 
     /// Speaks TLS from here on.
@@ -118,6 +120,9 @@ impl Link {
                 Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
                 Err(_) => {}
             }
+            if let Some(fault) = &self.fault {
+                return Err(io::Error::new(ErrorKind::InvalidData, fault.clone()));
+            }
             match retry(|| tls.read_tls(&mut self.socket)) {
                 // The reader says next time whether that was a clean end.
                 Ok(_) => {}
@@ -127,11 +132,12 @@ impl Link {
                 }
                 Err(error) => return Err(error),
             }
-            tls.process_new_packets()
-                .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+            self.fault = tls.process_new_packets().err();
             // A peer that only lets us write is answered when the socket takes it.
             match tls.write_tls(&mut self.socket) {
-                Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
+                Err(error) if error.kind() != ErrorKind::WouldBlock && self.fault.is_none() => {
+                    return Err(error);
+                }
                 _ => {}
             }
         }
