@@ -9,11 +9,15 @@ use worker_adapters_core::event::TokenEvent;
 use worker_adapters_core::http::ResponseHead;
 use worker_adapters_core::time::Instant;
 
+use crate::guard::Guard;
 use crate::http1::{Item, Limits, ResponseReader};
 use crate::sink::Sink;
 
 /// How many events wait for the reader before the socket is no longer read.
 pub const QUEUE_EVENTS: usize = 256;
+
+/// How much of the body those events may have come from, where they are fewer.
+pub const QUEUE_BYTES: usize = 32 << 10;
 
 /// How much of an error answer's body is read.
 pub const ERROR_BODY_BYTES: usize = 8 << 10;
@@ -85,6 +89,10 @@ pub(crate) struct Exchange {
     pub(crate) tls_timeout: Option<Duration>,
     /// Under which instant and number the timers know it.
     pub(crate) armed: Option<(Instant, u64)>,
+    /// Its number among those who wait for a place.
+    pub(crate) waiting: Option<u64>,
+    /// It is to be driven in the next turn, whatever the poll tells.
+    pub(crate) is_unread: bool,
     /// Nobody will take its events; it only waits for the end of the body.
     pub(crate) is_orphan: bool,
     /// The queue was full, so the socket may hold more than the poll will tell of.
@@ -93,13 +101,18 @@ pub(crate) struct Exchange {
     step_due: Option<Instant>,
     request: Vec<u8>,
     written: usize,
-    sink: Box<dyn Sink>,
+    is_sent: bool,
+    sink: Guard,
     reader: ResponseReader,
     status: Option<u16>,
     /// How much of the body is still read, where that is bounded.
     allowance: Option<usize>,
     queue: Vec<TokenEvent>,
+    /// How much of the body has come since the queue was last empty.
+    queued_bytes: usize,
     waker: Option<Waker>,
+    /// The waker before it, to be dropped when no lock is held: a task may go with it.
+    pub(crate) displaced: Option<Waker>,
     is_awaited: bool,
     /// Whoever waits does so for the response head, not for events.
     is_head_awaited: bool,
@@ -117,26 +130,31 @@ impl Exchange {
             connect_timeout: None,
             tls_timeout: None,
             armed: None,
+            waiting: None,
+            is_unread: false,
             is_orphan: false,
             is_paused: false,
             step: Step::Queue,
             step_due: None,
             request,
             written: 0,
-            sink,
+            is_sent: false,
+            sink: Guard::new(sink),
             reader: ResponseReader::new(false, limits),
             status: None,
             allowance: None,
             queue: Vec::new(),
+            queued_bytes: 0,
             waker: None,
+            displaced: None,
             is_awaited: false,
             is_head_awaited: false,
             is_end_told: false,
         }
     }
 
-    pub(crate) fn sink(&self) -> &dyn Sink {
-        &*self.sink
+    pub(crate) fn sink(&self) -> &Guard {
+        &self.sink
     }
 
     pub(crate) fn status(&self) -> Option<u16> {
@@ -149,17 +167,30 @@ impl Exchange {
 
     /// Whether the engine can have seen anything of the request.
     pub(crate) fn is_sent(&self) -> bool {
-        self.written > 0 || self.step > Step::Write
+        self.is_sent
     }
 
-    pub(crate) fn dispatched(&mut self, now: Instant) {
-        self.sink.dispatched(now);
+    /// Begins, unless there is nothing left to do.
+    pub(crate) fn dispatched(&mut self, now: Instant) -> Next {
+        self.sink.dispatched(now, &mut self.queue);
+        if self.sink.deadline().is_some_and(|deadline| deadline <= now) {
+            self.fail(Detail::Deadline, now);
+        }
+        if self.sink.is_terminal() { Next::Close } else { Next::Hold }
     }
 
     /// Begins a step that may last `bound`.
     pub(crate) fn enter(&mut self, step: Step, bound: Option<Duration>, now: Instant) {
         self.step = step;
         self.step_due = bound.map(|bound| now.saturating_add(bound));
+    }
+
+    /// Ends it: its connection is somebody else's from here on.
+    pub(crate) fn end(&mut self) {
+        self.step = Step::Over;
+        self.step_due = None;
+        self.next_attempt = None;
+        self.request = Vec::new();
     }
 
     /// Begins a step within the bound of the one before.
@@ -186,6 +217,7 @@ impl Exchange {
     }
 
     pub(crate) fn wrote(&mut self, size: usize, now: Instant) {
+        self.is_sent = true;
         self.written = self.written.saturating_add(size).min(self.request.len());
         if self.written == self.request.len() {
             // It may hold a key and a prompt, and is not needed any more.
@@ -202,7 +234,8 @@ impl Exchange {
     /// Whether more may be read.
     pub(crate) fn wants_bytes(&self) -> bool {
         matches!(self.step, Step::Write | Step::Head | Step::Body | Step::Drain)
-            && self.queue.len() < QUEUE_EVENTS
+            && (self.queue.is_empty()
+                || self.queue.len() < QUEUE_EVENTS && self.queued_bytes < QUEUE_BYTES)
     }
 
     /// Bytes have come.
@@ -219,19 +252,24 @@ impl Exchange {
                     self.status = Some(status);
                     self.step = Step::Body;
                     self.step_due = None;
-                    if status != 200 {
+                    if status != 200 && !self.sink.takes_any_status() {
                         self.allowance = Some(ERROR_BODY_BYTES);
                         self.step_due = Some(now.saturating_add(ERROR_BODY_TIME));
                     }
                 }
                 Ok(Item::Body(bytes)) => {
                     self.sink.body(bytes, at, &mut self.queue);
+                    self.queued_bytes = if self.queue.is_empty() {
+                        0
+                    } else {
+                        self.queued_bytes.saturating_add(bytes.len())
+                    };
                     if let Some(allowance) = &mut self.allowance {
-                        *allowance = allowance.saturating_sub(bytes.len());
-                        if *allowance == 0 {
+                        let Some(left) = allowance.checked_sub(bytes.len()) else {
                             self.sink.finish(false, at, &mut self.queue);
                             return Next::Close;
-                        }
+                        };
+                        *allowance = left;
                     }
                 }
                 Ok(Item::End) => {
@@ -283,9 +321,7 @@ impl Exchange {
 
     pub(crate) fn cancel(&mut self, now: Instant) {
         // What nobody has taken is taken back; a terminal event that was there stands.
-        if !self.sink.is_terminal() {
-            self.queue.clear();
-        }
+        self.queue.retain(TokenEvent::is_terminal);
         self.sink.cancel(now, &mut self.queue);
     }
 
@@ -306,9 +342,9 @@ impl Exchange {
         }
         match self.step {
             // Where the deadline is what has passed, it is the deadline that is reported.
-            Step::Queue | Step::Resolve | Step::Connect | Step::Tls => {
-                self.fail(Detail::ConnectTimeout, now);
-            }
+            Step::Queue => self.fail(Detail::Saturated, now),
+            Step::Resolve | Step::Connect => self.fail(Detail::ConnectTimeout, now),
+            Step::Tls => self.fail(Detail::TlsTimeout, now),
             Step::Write => self.fail(Detail::WriteTimeout, now),
             Step::Head if self.reader.has_partial_head() => {
                 self.fail(Detail::HeaderTimeout, now);
@@ -321,7 +357,7 @@ impl Exchange {
     pub(crate) fn pause(&mut self, paused: bool, now: Instant) {
         if self.is_paused != paused {
             self.is_paused = paused;
-            self.sink.reader(paused, now);
+            self.sink.reader(paused, now, &mut self.queue);
         }
     }
 
@@ -340,10 +376,9 @@ impl Exchange {
         }
         let has_failed =
             self.queue.last().is_some_and(|event| matches!(event, TokenEvent::Error(_)));
-        let is_refusal = self.status.is_some_and(|status| status != 200);
         if self.reader.is_complete() {
             let is_whole = self.unwritten().is_empty() && !self.sink.has_surplus();
-            let is_sound = is_refusal || !has_failed;
+            let is_sound = !has_failed || self.is_plain_refusal();
             return if is_whole && is_sound && self.reader.keeps_alive() {
                 Next::Keep
             } else {
@@ -358,6 +393,13 @@ impl Exchange {
             self.enter(Step::Drain, Some(DRAIN_TIME), now);
         }
         Next::Hold
+    }
+
+    /// Whether the peer has only said no, and goes on as if nothing had happened.
+    fn is_plain_refusal(&self) -> bool {
+        // 408 and 425 speak of the connection as well.
+        self.status
+            .is_some_and(|status| matches!(status, 400..=599 if status != 408 && status != 425))
     }
 
     // The reader of the events.
@@ -398,7 +440,7 @@ impl Exchange {
     fn wait(&mut self, context: &mut Context<'_>) {
         match &mut self.waker {
             Some(waker) if waker.will_wake(context.waker()) => {}
-            waker => *waker = Some(context.waker().clone()),
+            waker => self.displaced = waker.replace(context.waker().clone()),
         }
         self.is_awaited = true;
         self.is_head_awaited = false;
@@ -408,6 +450,11 @@ impl Exchange {
     pub(crate) fn take(&mut self, out: &mut Vec<TokenEvent>) -> bool {
         let has_events = !self.queue.is_empty();
         out.append(&mut self.queue);
+        self.queued_bytes = 0;
+        if self.queue.capacity() > QUEUE_EVENTS {
+            // What a burst took is given back: ten thousand streams had theirs once.
+            self.queue = Vec::new();
+        }
         has_events
     }
 

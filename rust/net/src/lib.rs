@@ -15,6 +15,7 @@
 mod clock;
 mod connect;
 mod exchange;
+mod guard;
 pub mod happy_eyeballs;
 pub mod http1;
 mod link;
@@ -32,10 +33,12 @@ mod unary;
 
 pub use clock::{Clock, Monotonic};
 pub use connect::TcpOptions;
-pub use exchange::{DRAIN_BYTES, DRAIN_TIME, ERROR_BODY_BYTES, ERROR_BODY_TIME, QUEUE_EVENTS};
+pub use exchange::{
+    DRAIN_BYTES, DRAIN_TIME, ERROR_BODY_BYTES, ERROR_BODY_TIME, QUEUE_BYTES, QUEUE_EVENTS,
+};
 pub use reactor::{Driver, Reactor, ReactorConfig};
 pub use sink::Sink;
-pub use state::READ_BYTES;
+pub use state::{READ_BYTES, Stats};
 pub use stream::EventStream;
 pub use target::{Bounds, Request, SubmitError, Target, TargetConfig, Vet};
 pub use tasks::Tasks;

@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use worker_adapters_core::time::Instant;
 use crate::clock::{Clock, Monotonic};
 use crate::exchange::Exchange;
 use crate::resolver::{Resolve, Resolver, SystemResolver};
-use crate::state::State;
+use crate::state::{State, Stats};
 use crate::target::{Target, TargetConfig};
 
 /// How many sockets one wait can report; the rest follow in the next.
@@ -106,7 +105,8 @@ impl Reactor {
     #[must_use]
     pub fn target(&self, config: TargetConfig) -> Target {
         let config = Arc::new(config);
-        let key = self.0.state().add_pool(Arc::clone(&config));
+        // What a forked process makes here, it can submit nothing to.
+        let key = self.0.outside(|state, _| state.add_pool(Arc::clone(&config)));
         Target::new(self.clone(), key, config)
     }
 
@@ -123,8 +123,7 @@ impl Reactor {
         if shared.is_forked() {
             return Err(io::Error::other("the reactor belongs to the process that was forked"));
         }
-        let mut wakers = Vec::new();
-        let next = {
+        let (next, leftovers) = {
             let (poll, events) = &mut *lock(&shared.poll);
             match poll.poll(events, timeout) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => events.clear(),
@@ -141,24 +140,22 @@ impl Reactor {
             }
             state.strike(now);
             state.admit(now);
-            state.take_wakers(&mut wakers);
             if state.has_unread() {
                 let _ = shared.waker.wake();
             }
             let next = state.next_due();
             shared.announced.store(next.map_or(u64::MAX, nanos), Ordering::Release);
-            next
+            (next, state.leave())
         };
-        // With no lock held: whoever is woken may come right back.
-        for waker in wakers {
-            waker.wake();
-        }
+        leftovers.settle();
         Ok(next)
     }
 
     /// Makes a [`turn`](Self::turn) that waits return; from any thread.
     pub fn kick(&self) {
-        let _ = self.0.waker.wake();
+        if !self.is_forked() {
+            let _ = self.0.waker.wake();
+        }
     }
 
     /// Whether this process is a fork of the one that made the reactor. It shares the sockets, and
@@ -177,13 +174,19 @@ impl Reactor {
     /// How many connections there are: in use, at rest or being opened.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.0.state().open_connections()
+        self.stats().connections
     }
 
     /// How many of them rest until the next request.
     #[must_use]
     pub fn resting(&self) -> usize {
-        self.0.state().resting_connections()
+        self.stats().resting
+    }
+
+    /// What there is at the moment; nothing in a forked process.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        if self.is_forked() { Stats::default() } else { self.0.state().stats() }
     }
 
     /// Starts a thread that turns the reactor until the [`Driver`] is dropped.
@@ -229,14 +232,20 @@ impl Shared {
         lock(&self.state)
     }
 
-    /// Has a reader take events from an exchange.
+    /// Has a reader look at an exchange, or take events from it. In a forked process there is none.
     pub(crate) fn read<T>(&self, key: usize, take: impl FnOnce(Option<&mut Exchange>) -> T) -> T {
+        if self.is_forked() {
+            return take(None);
+        }
         let mut state = self.state();
         let taken = take(state.exchange(key));
         if state.is_held_up(key) {
             state.release(key, self.clock.now());
             let _ = self.waker.wake();
         }
+        let displaced = state.exchange(key).and_then(|exchange| exchange.displaced.take());
+        drop(state);
+        drop(displaced);
         taken
     }
 
@@ -247,19 +256,17 @@ impl Shared {
         if self.is_forked() {
             return T::default();
         }
-        let mut wakers: Vec<Waker> = Vec::new();
-        let (outcome, next) = {
+        let (outcome, next, is_unread, leftovers) = {
             let mut state = self.state();
             let outcome = change(&mut state, self.clock.now());
-            state.take_wakers(&mut wakers);
-            (outcome, state.next_due())
+            (outcome, state.next_due(), state.has_unread(), state.leave())
         };
-        if next.is_some_and(|next| nanos(next) < self.announced.load(Ordering::Acquire)) {
+        let is_earlier =
+            next.is_some_and(|next| nanos(next) < self.announced.load(Ordering::Acquire));
+        if is_earlier || is_unread {
             let _ = self.waker.wake();
         }
-        for waker in wakers {
-            waker.wake();
-        }
+        leftovers.settle();
         outcome
     }
 
@@ -282,6 +289,8 @@ impl Drop for Driver {
         self.reactor.kick();
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != thread::current().id()
+            // The thread stayed behind in the process that was forked.
+            && !self.reactor.is_forked()
         {
             let _ = thread.join();
         }

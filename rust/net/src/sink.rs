@@ -11,6 +11,8 @@ use worker_adapters_core::time::Instant;
 ///
 /// Each call tells the time; events go to `out`. After a terminal event the exchange tells only
 /// what is left of the body.
+///
+/// A sink that panics ends its own exchange with the detail `internal`, and no other.
 pub trait Sink: Send {
     /// The request is on its way: it waits for a place, a connection or the response head.
     fn dispatched(&mut self, now: Instant);
@@ -47,6 +49,11 @@ pub trait Sink: Send {
     fn tokens_emitted(&self) -> u64;
     /// Whether something came after the terminal event that did not belong there.
     fn has_surplus(&self) -> bool;
+    /// Whether the body of every answer counts, and not only that of a 200. Otherwise no more is
+    /// read of it, and for no longer, than an error message needs.
+    fn takes_any_status(&self) -> bool {
+        false
+    }
 }
 
 impl<P: FrameParser + Send> Sink for StreamDecoder<P> {

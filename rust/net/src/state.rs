@@ -1,7 +1,9 @@
 //! Everything the reactor's lock protects: exchanges, connections, pools and timers.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -21,10 +23,31 @@ use crate::timers::Timers;
 use crate::tls;
 
 /// How much is read from a socket at once.
-pub const READ_BYTES: usize = 32 << 10;
+pub const READ_BYTES: usize = 16 << 10;
 
 /// How often one exchange may read before the others have their turn.
-const READS_PER_TURN: usize = 4;
+const READS_PER_TURN: usize = 8;
+
+/// How much one exchange may write before the others have their turn.
+const WRITE_BYTES_PER_TURN: usize = 1 << 20;
+
+/// What a reactor holds at the moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Exchanges whose events can still be taken, or whose connections are still read.
+    pub exchanges: usize,
+    /// Those of them that wait for a place.
+    pub waiting: usize,
+    /// Connections in use, at rest or being opened.
+    pub connections: usize,
+    /// Those of them that rest until the next request.
+    pub resting: usize,
+    /// Clocks that run.
+    pub clocks: usize,
+    /// Events that have come and have not been taken.
+    pub events: usize,
+}
 
 struct Connection {
     pool: usize,
@@ -32,6 +55,8 @@ struct Connection {
     exchange: Option<usize>,
     /// Under which instant and number the timers know it while it rests.
     armed: Option<(Instant, u64)>,
+    /// Its number among those of its pool that rest.
+    resting: Option<u64>,
 }
 
 enum Stage {
@@ -51,12 +76,19 @@ pub(crate) struct State {
     /// When connections have rested long enough.
     rests: Timers,
     /// Exchanges whose sockets may hold more than the poll will tell of.
+    ///
+    /// An entry counts while the exchange says that it is unread; others are left over.
     unread: Vec<usize>,
+    /// Which connection waits for the answer to a ticket.
+    resolving: HashMap<u64, usize>,
     buffer: Vec<u8>,
     wakers: Vec<Waker>,
-    /// Exchanges whose turn has come to have a place.
-    admitted: Vec<usize>,
-    tickets: u64,
+    /// Pools in which a place has become free.
+    freed: Vec<usize>,
+    /// Exchanges to be dropped when the lock is released: sinks and wakers are other people's.
+    dead: Vec<Exchange>,
+    /// Numbers handed out to tickets, and to whoever waits or rests.
+    numbers: u64,
 }
 
 impl State {
@@ -70,10 +102,12 @@ impl State {
             clocks: Timers::default(),
             rests: Timers::default(),
             unread: Vec::new(),
+            resolving: HashMap::new(),
             buffer: vec![0; READ_BYTES],
             wakers: Vec::new(),
-            admitted: Vec::new(),
-            tickets: 0,
+            freed: Vec::new(),
+            dead: Vec::new(),
+            numbers: 0,
         }
     }
 
@@ -84,9 +118,17 @@ impl State {
     }
 
     /// Closes what rests for a target that nobody refers to any more.
-    pub(crate) fn remove_pool(&mut self, key: usize) {
+    pub(crate) fn remove_pool(&mut self, key: usize, now: Instant) {
+        if self.pools.get(key).is_some_and(|pool| pool.active > 0) {
+            // Bodies that were read to their end for the connection's sake alone.
+            let of_pool = self.exchanges.iter().filter(|(_, exchange)| exchange.pool == key);
+            let orphans: Vec<usize> = of_pool.map(|(orphan, _)| orphan).collect();
+            for orphan in orphans {
+                self.after(orphan, Next::Close, now);
+            }
+        }
         if let Some(pool) = self.pools.try_remove(key) {
-            for connection in pool.idle {
+            for connection in pool.idle.into_values() {
                 self.close(connection);
             }
         }
@@ -94,10 +136,10 @@ impl State {
 
     pub(crate) fn submit(&mut self, exchange: Exchange, now: Instant) -> usize {
         let key = self.exchanges.insert(exchange);
-        if let Some(exchange) = self.exchanges.get_mut(key) {
-            exchange.dispatched(now);
+        match self.exchanges.get_mut(key).map(|exchange| exchange.dispatched(now)) {
+            Some(Next::Hold) => self.place(key, now),
+            _ => self.after(key, Next::Close, now),
         }
-        self.place(key, now);
         self.admit(now);
         key
     }
@@ -117,7 +159,7 @@ impl State {
             exchange.pause(false, now);
             let due = exchange.due();
             self.clocks.arm(&mut exchange.armed, due, key);
-            self.unread.push(key);
+            mark_unread(exchange, &mut self.unread, key);
         }
     }
 
@@ -147,8 +189,8 @@ impl State {
     fn discard(&mut self, key: usize) {
         if let Some(mut exchange) = self.exchanges.try_remove(key) {
             self.clocks.disarm(&mut exchange.armed);
+            self.dead.push(exchange);
         }
-        self.unread.retain(|unread| *unread != key);
     }
 
     pub(crate) fn next_due(&self) -> Option<Instant> {
@@ -159,23 +201,37 @@ impl State {
         !self.unread.is_empty()
     }
 
-    pub(crate) fn take_wakers(&mut self, into: &mut Vec<Waker>) {
-        into.append(&mut self.wakers);
+    /// What is left to be done when the lock is released.
+    pub(crate) fn leave(&mut self) -> Leftovers {
+        Leftovers { wakers: std::mem::take(&mut self.wakers), dead: std::mem::take(&mut self.dead) }
     }
 
-    pub(crate) fn open_connections(&self) -> usize {
-        self.connections.len()
-    }
-
-    pub(crate) fn resting_connections(&self) -> usize {
-        self.pools.iter().map(|(_, pool)| pool.idle.len()).sum()
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            exchanges: self.exchanges.len(),
+            waiting: self.pools.iter().map(|(_, pool)| pool.waiting.len()).sum(),
+            connections: self.connections.len(),
+            resting: self.pools.iter().map(|(_, pool)| pool.idle.len()).sum(),
+            clocks: self.clocks.len() + self.rests.len(),
+            events: self.exchanges.iter().map(|(_, exchange)| exchange.pending()).sum(),
+        }
     }
 
     /// Sends on their way those who waited for a place that has become free.
     pub(crate) fn admit(&mut self, now: Instant) {
-        while let Some(key) = self.admitted.pop() {
-            self.place(key, now);
+        while let Some(pool) = self.freed.pop() {
+            while let Some(key) = self.pools.get_mut(pool).and_then(Pool::next_waiting) {
+                if let Some(exchange) = self.exchanges.get_mut(key) {
+                    exchange.waiting = None;
+                }
+                self.place(key, now);
+            }
         }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
     }
 
     // A turn.
@@ -190,10 +246,16 @@ impl State {
             Stage::Connecting(_) => self.connect(key, now),
             Stage::Open(link) => {
                 link.ready(is_closing);
-                match connection.exchange {
-                    Some(exchange) => self.drive(exchange, now),
-                    // Whatever it is, nobody has asked for it.
-                    None => self.close(key),
+                let Some(exchange_key) = connection.exchange else {
+                    // Whatever it is, nobody has asked for it: only TLS talks to itself.
+                    if !matches!(link.read(&mut self.buffer), Ok(Got::Nothing)) {
+                        self.close(key);
+                    }
+                    return;
+                };
+                // One that was not finished with its reads has its turn in the next one.
+                if self.exchanges.get(exchange_key).is_some_and(|exchange| !exchange.is_unread) {
+                    self.drive(exchange_key, now);
                 }
             }
         }
@@ -206,11 +268,10 @@ impl State {
         answer: io::Result<Vec<SocketAddr>>,
         now: Instant,
     ) {
-        let found = self.connections.iter().find_map(|(key, connection)| match connection.stage {
-            Stage::Resolving(of) if of == ticket => Some((key, connection.exchange)),
-            _ => None,
-        });
-        let Some((key, Some(exchange))) = found else { return };
+        let Some(key) = self.resolving.remove(&ticket) else { return };
+        let Some(exchange) = self.connections.get(key).and_then(|found| found.exchange) else {
+            return;
+        };
         match answer {
             Ok(addresses) if !addresses.is_empty() => self.dial(key, addresses, now),
             Ok(_) | Err(_) => self.fail(exchange, Detail::Resolve, now),
@@ -220,13 +281,19 @@ impl State {
     /// Reads what had to wait in earlier turns.
     pub(crate) fn resume(&mut self, now: Instant) {
         for key in std::mem::take(&mut self.unread) {
-            self.drive(key, now);
+            if let Some(exchange) = self.exchanges.get_mut(key)
+                && std::mem::take(&mut exchange.is_unread)
+            {
+                self.drive(key, now);
+            }
         }
     }
 
     /// Lets every clock strike that has run out.
     pub(crate) fn strike(&mut self, now: Instant) {
-        while let Some(key) = self.clocks.pop(now) {
+        // Each of them once: a sink that never ends although its clock has run out is not waited for.
+        let struck: Vec<usize> = std::iter::from_fn(|| self.clocks.pop(now)).collect();
+        for key in struck {
             let Some(exchange) = self.exchanges.get_mut(key) else { continue };
             exchange.armed = None;
             if exchange.due().is_some_and(|due| due <= now) {
@@ -272,7 +339,9 @@ impl State {
             exchange.has_place = true;
             self.connection(key, now);
         } else if pool.waiting.len() < pool.config.max_waiting {
-            pool.waiting.push_back(key);
+            self.numbers += 1;
+            pool.waiting.insert(self.numbers, key);
+            exchange.waiting = Some(self.numbers);
             exchange.enter(Step::Queue, Some(pool.config.queue_timeout), now);
             self.after(key, Next::Hold, now);
         } else {
@@ -284,13 +353,15 @@ impl State {
     fn connection(&mut self, key: usize, now: Instant) {
         let Some(exchange) = self.exchanges.get_mut(key) else { return };
         let Some(pool) = self.pools.get_mut(exchange.pool) else { return };
-        while let Some(idle) = pool.idle.pop() {
+        while let Some((_, idle)) = pool.idle.pop_last() {
             let Some(connection) = self.connections.get_mut(idle) else { continue };
+            connection.resting = None;
+            let is_fresh = connection.armed.is_some_and(|(due, _)| now < due);
             self.rests.disarm(&mut connection.armed);
             let Stage::Open(link) = &mut connection.stage else { continue };
             // A peer that has closed it meanwhile has not seen anything of the request.
             link.ready(false);
-            if matches!(link.read(&mut self.buffer), Ok(Got::Nothing)) {
+            if is_fresh && matches!(link.read(&mut self.buffer), Ok(Got::Nothing)) {
                 connection.exchange = Some(key);
                 exchange.connection = Some(idle);
                 exchange.enter(Step::Write, None, now);
@@ -308,13 +379,14 @@ impl State {
         let Some(pool) = self.pools.get(exchange.pool) else { return };
         let config = Arc::clone(&pool.config);
         let (host, port) = (config.origin.host(), config.origin.port());
-        self.tickets += 1;
-        let ticket = self.tickets;
+        self.numbers += 1;
+        let ticket = self.numbers;
         let connection = self.connections.insert(Connection {
             pool: exchange.pool,
             stage: Stage::Resolving(ticket),
             exchange: Some(key),
             armed: None,
+            resting: None,
         });
         exchange.connection = Some(connection);
         exchange.enter(Step::Resolve, exchange.connect_timeout, now);
@@ -323,6 +395,7 @@ impl State {
         } else if self.resolver.resolve(ticket, host, port).is_err() {
             self.fail(key, Detail::Saturated, now);
         } else {
+            self.resolving.insert(ticket, connection);
             self.after(key, Next::Hold, now);
         }
     }
@@ -425,9 +498,17 @@ impl State {
         }
         let mut is_writable = true;
         if exchange.is_writing() {
-            is_writable = write(exchange, link, now);
+            match write(exchange, link, now) {
+                Ok(true) => {}
+                Ok(false) => mark_unread(exchange, &mut self.unread, key),
+                Err(_) => is_writable = false,
+            }
         } else if link.flush().is_err() {
             is_writable = false;
+        }
+        if !is_writable {
+            // It may have said why, and the poll not yet told of it.
+            link.ready(false);
         }
         let mut reads = 0;
         while link.may_have_more() {
@@ -436,7 +517,7 @@ impl State {
                 return Next::Hold;
             }
             if reads == READS_PER_TURN {
-                self.unread.push(key);
+                mark_unread(exchange, &mut self.unread, key);
                 return Next::Hold;
             }
             reads += 1;
@@ -485,11 +566,11 @@ impl State {
         if exchange.step == Step::Over {
             return;
         }
-        let was_waiting = exchange.step == Step::Queue;
-        exchange.enter(Step::Over, None, now);
+        exchange.end();
         self.clocks.disarm(&mut exchange.armed);
         let (pool, is_orphan) = (exchange.pool, exchange.is_orphan);
         let had_place = std::mem::take(&mut exchange.has_place);
+        let waiting = exchange.waiting.take();
         if let Some(connection) = exchange.connection.take() {
             if next == Next::Keep {
                 self.rest(connection, now);
@@ -500,24 +581,26 @@ impl State {
         if is_orphan {
             self.discard(key);
         }
-        let Some(pool) = self.pools.get_mut(pool) else { return };
-        if was_waiting {
-            pool.waiting.retain(|waiting| *waiting != key);
+        let Some(of) = self.pools.get_mut(pool) else { return };
+        if let Some(number) = waiting {
+            of.waiting.remove(&number);
         }
         if had_place {
-            pool.active -= 1;
-            self.admitted.extend(pool.waiting.pop_front());
+            of.active -= 1;
+            self.freed.push(pool);
         }
     }
 
     /// Keeps a connection for another request.
     fn rest(&mut self, key: usize, now: Instant) {
+        let number = self.number();
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.exchange = None;
         let pool = self.pools.get_mut(connection.pool);
         match pool {
             Some(pool) if pool.idle.len() < pool.config.max_idle => {
-                pool.idle.push(key);
+                pool.idle.insert(number, key);
+                connection.resting = Some(number);
                 let due = now.saturating_add(pool.config.idle_timeout);
                 self.rests.arm(&mut connection.armed, Some(due), key);
             }
@@ -529,10 +612,13 @@ impl State {
         let Some(mut connection) = self.connections.try_remove(key) else { return };
         self.rests.disarm(&mut connection.armed);
         if let Stage::Resolving(ticket) = connection.stage {
+            self.resolving.remove(&ticket);
             self.resolver.forget(ticket);
         }
-        if let Some(pool) = self.pools.get_mut(connection.pool) {
-            pool.idle.retain(|idle| *idle != key);
+        if let Some(number) = connection.resting
+            && let Some(pool) = self.pools.get_mut(connection.pool)
+        {
+            pool.idle.remove(&number);
         }
         connection.deregister(&self.registry);
     }
@@ -548,16 +634,48 @@ impl Connection {
     }
 }
 
-/// Writes what the socket takes of the request; false when it will never take more.
-fn write(exchange: &mut Exchange, link: &mut Link, now: Instant) -> bool {
+/// Has an exchange driven in the next turn.
+fn mark_unread(exchange: &mut Exchange, unread: &mut Vec<usize>, key: usize) {
+    if !std::mem::replace(&mut exchange.is_unread, true) {
+        unread.push(key);
+    }
+}
+
+/// Writes what the socket takes of the request; false when it might take more at once.
+fn write(exchange: &mut Exchange, link: &mut Link, now: Instant) -> io::Result<bool> {
+    let mut budget = WRITE_BYTES_PER_TURN;
     while !exchange.unwritten().is_empty() {
-        match link.write(exchange.unwritten()) {
-            Ok(0) => return true,
-            Ok(size) => exchange.wrote(size, now),
-            Err(_) => return false,
+        let unwritten = exchange.unwritten();
+        let size = link.write(unwritten.get(..budget).unwrap_or(unwritten))?;
+        if size == 0 {
+            return Ok(true);
+        }
+        exchange.wrote(size, now);
+        budget -= size;
+        if budget == 0 {
+            return Ok(false);
         }
     }
-    true
+    Ok(true)
+}
+
+/// What is to be woken and dropped with no lock held.
+#[derive(Default)]
+pub(crate) struct Leftovers {
+    wakers: Vec<Waker>,
+    dead: Vec<Exchange>,
+}
+
+impl Leftovers {
+    /// Whoever is woken may come right back, and one who panics keeps nobody else from it.
+    pub(crate) fn settle(self) {
+        for waker in self.wakers {
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
+        for exchange in self.dead {
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(exchange)));
+        }
+    }
 }
 
 fn handshake_detail(error: &io::Error) -> Detail {

@@ -105,7 +105,7 @@ impl EventStream {
     /// Whether the engine can have seen anything of the request.
     #[must_use]
     pub fn is_sent(&self) -> bool {
-        self.with(|exchange| exchange.is_none_or(|exchange| exchange.is_sent()))
+        self.with(|exchange| exchange.is_some_and(|exchange| exchange.is_sent()))
     }
 
     /// Whether the terminal event exists, taken or not.
@@ -121,7 +121,7 @@ impl EventStream {
     }
 
     fn with<T>(&self, look: impl FnOnce(Option<&mut Exchange>) -> T) -> T {
-        look(self.target.shared().state().exchange(self.key))
+        self.target.shared().read(self.key, look)
     }
 
     fn note_end(&mut self, before: usize, out: &[TokenEvent]) {

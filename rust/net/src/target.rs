@@ -1,8 +1,9 @@
 //! An engine's address and what is kept for it: limits, connections at rest, whoever waits.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,7 +65,10 @@ impl TargetConfig {
     }
 
     pub(crate) fn allows(&self, address: SocketAddr) -> bool {
-        self.vet.as_ref().is_none_or(|vet| vet(address))
+        // Who cannot say so does not allow it.
+        self.vet
+            .as_ref()
+            .is_none_or(|vet| catch_unwind(AssertUnwindSafe(|| vet(address))).unwrap_or(false))
     }
 }
 
@@ -78,15 +82,24 @@ impl fmt::Debug for TargetConfig {
 pub(crate) struct Pool {
     pub(crate) config: Arc<TargetConfig>,
     /// Connections at rest, the one used last at the end.
-    pub(crate) idle: Vec<usize>,
+    pub(crate) idle: BTreeMap<u64, usize>,
     /// How many exchanges hold a place.
     pub(crate) active: usize,
-    pub(crate) waiting: VecDeque<usize>,
+    /// Exchanges that wait for a place, the first to come first.
+    pub(crate) waiting: BTreeMap<u64, usize>,
 }
 
 impl Pool {
     pub(crate) fn new(config: Arc<TargetConfig>) -> Self {
-        Self { config, idle: Vec::new(), active: 0, waiting: VecDeque::new() }
+        Self { config, idle: BTreeMap::new(), active: 0, waiting: BTreeMap::new() }
+    }
+
+    /// Takes out the exchange whose turn it is, if there is a place for it.
+    pub(crate) fn next_waiting(&mut self) -> Option<usize> {
+        if self.active >= self.config.max_exchanges {
+            return None;
+        }
+        self.waiting.pop_first().map(|(_, key)| key)
     }
 }
 
@@ -216,6 +229,6 @@ impl fmt::Debug for Target {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.reactor.0.outside(|state, _| state.remove_pool(self.key));
+        self.reactor.0.outside(|state, now| state.remove_pool(self.key, now));
     }
 }

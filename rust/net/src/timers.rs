@@ -20,6 +20,11 @@ impl Timers {
         self.entries.first_key_value().map(|((due, _), _)| *due)
     }
 
+    /// How many entries there are.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Sees to it that `key` comes up no later than `due`. `armed` is what it was told last time.
     pub(crate) fn arm(
         &mut self,
