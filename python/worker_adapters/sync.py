@@ -212,6 +212,16 @@ class SyncTokenStream:
             return self._read(following())
         except StopAsyncIteration:
             raise StopIteration from None
+        except RuntimeError:
+            # Closed with the adapter, by another thread; the terminal event has been delivered.
+            if self._portal.is_closed and self._is_read_out:
+                raise StopIteration from None
+            raise
+
+    @property
+    def _is_read_out(self) -> bool:
+        stream = self._stream
+        return stream.is_terminal and not stream._ready and not stream._pending
 
     def _read(self, work: Coroutine[Any, Any, _T]) -> _T:
         try:

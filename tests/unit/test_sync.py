@@ -161,6 +161,7 @@ def test_closing_ends_what_others_wait_for(engine: ScriptedEngine) -> None:
     facade.close()
     facade.close()
     waiting.join(WITHIN)
+    assert shape(outcome) == ["end:cancelled"]
     assert not facade._portal._thread.is_alive()
     with pytest.raises(RuntimeError, match="has been closed"):
         facade.health()
