@@ -1,6 +1,6 @@
 """Types of the compiled core. Checked against the built module by stubtest in `make lint`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ClassVar, Final, Literal, TypeAlias, final
 
@@ -370,6 +370,127 @@ class StreamDecoder:
     @property
     def utf8_replaced(self) -> int:
         """Malformed UTF-8 sequences of the body that became U+FFFD."""
+
+@final
+class Reactor:
+    """The sockets of one event loop, decoded as they are read.
+
+    The loop watches ``fileno()`` and calls ``turn()`` when it is readable, and ``ring()`` when the
+    seconds are over that ``rearm`` was told. ``clock`` tells monotonic seconds, those of
+    `time.monotonic` when it is None. With ``threaded`` a thread reads the sockets, and ``fileno()``
+    tells of what it has done. In a forked process every call raises RuntimeError.
+    """
+
+    def __new__(
+        cls,
+        rearm: Callable[[float], object],
+        *,
+        clock: Callable[[], float] | None = None,
+        threaded: bool = False,
+    ) -> Reactor: ...
+    def fileno(self) -> int:
+        """What becomes readable when there is something to ``turn`` for."""
+    def turn(self) -> bool:
+        """Move on every stream for which something came; whether anybody was told of it."""
+    def ring(self) -> bool:
+        """Do a ``turn`` at the time that was asked for."""
+    def close(self) -> None:
+        """End the thread, if there is one, and note that nobody turns any more. Idempotent."""
+    @property
+    def connections(self) -> int:
+        """How many connections there are: in use, at rest or being opened."""
+    @property
+    def resting(self) -> int:
+        """How many of them rest until the next request."""
+    @property
+    def is_closed(self) -> bool: ...
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a fork of the one that made it."""
+
+@final
+class NativeTarget:
+    """One engine's address, for one `Reactor`.
+
+    At most ``max_streams`` tasks are under way at a time, ``max_waiting`` more wait for up to
+    ``queue_timeout`` seconds. ``max_idle`` connections are kept for ``idle_timeout`` seconds each.
+    ``roots_pem`` are the certificates that are trusted, the machine's own when None. Raises
+    ValueError for a URL, a bound or a certificate that cannot be used.
+    """
+
+    def __new__(
+        cls,
+        reactor: Reactor,
+        base_url: str,
+        *,
+        egress: EgressPolicy | None = None,
+        roots_pem: bytes | None = None,
+        client_cert_pem: bytes | None = None,
+        client_key_pem: bytes | None = None,
+        max_streams: int = 1024,
+        max_waiting: int = 1024,
+        queue_timeout: float = 5.0,
+        max_idle: int = 64,
+        idle_timeout: float = 4.0,
+    ) -> NativeTarget: ...
+    def submit(
+        self,
+        method: str,
+        path: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes | None,
+        decoder: StreamDecoder,
+        unattended: Callable[[], object],
+        *,
+        connect_timeout: float | None = None,
+        tls_timeout: float | None = None,
+    ) -> NativeStream:
+        """Send a request; ``decoder``, fresh, decodes its answer and belongs to the stream.
+
+        ``unattended`` is called in the loop when something has come and nobody waits for it.
+        Raises ValueError, and leaves the decoder alone, when the request cannot be written as HTTP.
+        """
+
+@final
+class NativeStream:
+    """One task's answer while it comes."""
+
+    def head(self, future: object) -> bool:
+        """Whether the answer is known to be a stream, or to be over; else ``future`` is told."""
+    def wait(self, future: object, seen: int = 0) -> bool:
+        """Whether more than ``seen`` events can be taken, or as many as ever will be.
+
+        Else the result of ``future`` is set when that changes; the one before is forgotten.
+        """
+    def take(self, most: int | None = None) -> list[TokenEvent]:
+        """Hand over what has come, the oldest first; all, or as many as that."""
+    def take_sse(self) -> bytes:
+        """Hand over what has come as server-sent events."""
+    def cancel(self) -> bool:
+        """Cancel the task and close its connection; whether there was anything to cancel.
+
+        Tokens nobody has taken are taken back.
+        """
+    def close(self) -> None:
+        """Let everything go, connection and waiters. Idempotent."""
+    @property
+    def pending(self) -> int:
+        """How many events can be taken."""
+    @property
+    def status(self) -> int | None: ...
+    @property
+    def phase(self) -> str: ...
+    @property
+    def is_sent(self) -> bool:
+        """Whether the engine can have seen anything of the request."""
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the terminal event exists, taken or not."""
+    @property
+    def terminal(self) -> TokenEvent | None:
+        """The terminal event, once it exists."""
+    @property
+    def tokens_emitted(self) -> int: ...
 
 def dialects() -> list[str]:
     """The wire dialects `StreamDecoder` knows, sorted."""

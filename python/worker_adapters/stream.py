@@ -99,6 +99,11 @@ class TokenStream(ABC):
     def _pending(self) -> int:
         """How many events there are beside those in ``_ready``."""
 
+    @property
+    def _is_full(self) -> bool:
+        """Whether nothing more comes before some of them are taken."""
+        return False
+
     @abstractmethod
     def _take(self, most: int | None = None) -> list[TokenEvent]:
         """Hand over the oldest of them; all, or as many as that."""
@@ -317,7 +322,7 @@ class TokenStream(ABC):
                     self._reading = False
                     await self._release()
                     raise StopAsyncIteration
-                if until is not None and self._clock() >= until:
+                if until is not None and (self._clock() >= until or self._is_full):
                     return
                 await self._read(until)
         finally:

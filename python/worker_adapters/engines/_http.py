@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
@@ -49,13 +49,18 @@ from worker_adapters.transport import (
     validate_base_url,
 )
 from worker_adapters.transport._httpx import Client, HttpxTransport
+from worker_adapters.transport._native import NativeTransport
 from worker_adapters.transport._pulled import PulledStream
 from worker_adapters.transport._submit import PulledTransport
+from worker_adapters.transport._tls import trusted_roots
 
 __all__ = ["Answer", "Call", "Dispatch", "HttpAdapter", "Unsupported"]
 
 ABORT_SECONDS: Final = 2.0
 """How long the engine's own abort may take; the stream has ended whatever comes of it."""
+
+DEFAULT_TRANSPORT: Final[Literal["native", "httpx"]] = "httpx"
+"""What streams come over unless an adapter is told otherwise."""
 
 SUBMIT_SECONDS: Final = 1.0
 """How long a cancel waits for the submit it has ended to be over."""
@@ -78,6 +83,11 @@ class HttpAdapter(IdentifiedEngine):
         timeouts: Clocks for every call; a call's own ``timeouts`` replace them.
         http_client: An ``httpx.AsyncClient`` to use instead of the adapter's own; it is never
             closed here, and belongs to one event loop.
+        transport: What streams come over: ``native`` sockets, read and decoded in Rust, or
+            ``httpx``, the default, which the calls without a stream always use.
+        gather_window: How long, in seconds, the native transport may wait for further streams once
+            something has come for one: fewer wake-ups, for that much latency.
+        max_streams: How many tasks may be under way at a time.
         egress: What may be connected to; scheme, host and port of the base URL when unset. Of an
             injected client's connections only the URL is checked.
         clock: Monotonic seconds; for tests.
@@ -112,6 +122,9 @@ class HttpAdapter(IdentifiedEngine):
         sampler_profiles: Iterable[SamplerProfile] = (),
         timeouts: Timeouts | None = None,
         http_client: Client | None = None,
+        transport: Literal["native", "httpx"] | None = None,
+        gather_window: float = 0.0,
+        max_streams: int = 1024,
         egress: EgressPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
@@ -129,8 +142,25 @@ class HttpAdapter(IdentifiedEngine):
         self._transport: Transport = HttpxTransport(
             self.base_url, client=http_client, egress=egress
         )
-        self._data_plane: StreamTransport = PulledTransport(self._transport)
         self._clock = clock
+        if transport is None:
+            transport = "httpx" if http_client is not None else DEFAULT_TRANSPORT
+        self._data_plane: StreamTransport
+        if transport == "httpx":
+            self._data_plane = PulledTransport(self._transport)
+        elif transport != "native":
+            raise ValueError(f"transport must be 'native' or 'httpx', not {transport!r}")
+        elif http_client is not None:
+            raise ValueError("streams over an http_client need transport='httpx'")
+        else:
+            self._data_plane = NativeTransport(
+                self.base_url,
+                clock=clock,
+                egress=egress,
+                roots_pem=trusted_roots,
+                gather_window=gather_window,
+                max_streams=max_streams,
+            )
         self._rng = random.SystemRandom() if rng is None else rng
         self._aborts: set[Abort] = set()
         self._submits: dict[UUID, Call] = {}

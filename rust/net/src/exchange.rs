@@ -311,12 +311,16 @@ impl Exchange {
 
     /// The exchange cannot go on, for this reason.
     pub(crate) fn fail(&mut self, detail: Detail, now: Instant) {
+        self.fail_with(detail, "", now);
+    }
+
+    pub(crate) fn fail_with(&mut self, detail: Detail, message: &str, now: Instant) {
         let processed = match self.status {
             Some(_) => None,
             None if self.is_sent() => Some(Processed::Unknown),
             None => Some(Processed::No),
         };
-        self.sink.fail(detail, self.phase(), processed, now, &mut self.queue);
+        self.sink.fail(detail, self.phase(), processed, message, now, &mut self.queue);
     }
 
     pub(crate) fn cancel(&mut self, now: Instant) {
@@ -418,9 +422,10 @@ impl Exchange {
         Poll::Pending
     }
 
-    /// `Ready` when there is something to take, or will never be.
-    pub(crate) fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if !self.queue.is_empty() || self.sink.is_terminal() {
+    /// `Ready` when more than `seen` events wait, as many as there is room for, or no more come.
+    pub(crate) fn poll_beyond(&mut self, seen: usize, context: &mut Context<'_>) -> Poll<()> {
+        let waiting = self.queue.len();
+        if waiting > seen || waiting >= QUEUE_EVENTS || self.sink.is_terminal() {
             return Poll::Ready(());
         }
         self.wait(context);

@@ -50,10 +50,11 @@ impl Guard {
         detail: Detail,
         phase: Phase,
         processed: Option<Processed>,
+        message: &str,
         now: Instant,
         out: &mut Vec<TokenEvent>,
     ) {
-        self.tell(now, out, |sink, out| sink.fail(detail, phase, processed, now, out));
+        self.tell(now, out, |sink, out| sink.fail(detail, phase, processed, message, now, out));
     }
 
     pub(crate) fn cancel(&mut self, now: Instant, out: &mut Vec<TokenEvent>) {
@@ -145,7 +146,7 @@ impl Guard {
         let sink = &mut *self.sink;
         let _ = catch_unwind(AssertUnwindSafe(|| {
             let phase = sink.phase();
-            sink.fail(Detail::Internal, phase, None, now, out);
+            sink.fail(Detail::Internal, phase, None, "", now, out);
         }));
         if !out.last().is_some_and(TokenEvent::is_terminal) {
             let error = WorkerError::new("", Detail::Internal, Phase::Stream);

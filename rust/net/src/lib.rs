@@ -40,6 +40,6 @@ pub use reactor::{Driver, Reactor, ReactorConfig};
 pub use sink::Sink;
 pub use state::{READ_BYTES, Stats};
 pub use stream::EventStream;
-pub use target::{Bounds, Request, SubmitError, Target, TargetConfig, Vet};
+pub use target::{Bounds, Prepared, Request, SubmitError, Target, TargetConfig, Vet};
 pub use tasks::Tasks;
 pub use unary::{ANSWER_BYTES, Call};

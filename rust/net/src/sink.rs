@@ -22,12 +22,13 @@ pub trait Sink: Send {
     fn body(&mut self, bytes: &[u8], now: Instant, out: &mut Vec<TokenEvent>);
     /// The body has ended; `complete` says whether its framing was whole.
     fn finish(&mut self, complete: bool, now: Instant, out: &mut Vec<TokenEvent>);
-    /// The exchange has failed.
+    /// The exchange has failed; `message` says what is known beyond `detail`, if anything is.
     fn fail(
         &mut self,
         detail: Detail,
         phase: Phase,
         processed: Option<Processed>,
+        message: &str,
         now: Instant,
         out: &mut Vec<TokenEvent>,
     );
@@ -78,10 +79,11 @@ impl<P: FrameParser + Send> Sink for StreamDecoder<P> {
         detail: Detail,
         phase: Phase,
         processed: Option<Processed>,
+        message: &str,
         now: Instant,
         out: &mut Vec<TokenEvent>,
     ) {
-        self.fail(detail, phase, processed, "", now, out);
+        self.fail(detail, phase, processed, message, now, out);
     }
 
     fn cancel(&mut self, now: Instant, out: &mut Vec<TokenEvent>) {

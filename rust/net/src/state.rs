@@ -405,8 +405,8 @@ impl State {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let Some(exchange_key) = connection.exchange else { return };
         let Some(pool) = self.pools.get(connection.pool) else { return };
-        if !addresses.iter().all(|address| pool.config.allows(*address)) {
-            self.fail(exchange_key, Detail::EgressDenied, now);
+        if let Err(why) = addresses.iter().try_for_each(|address| pool.config.allows(*address)) {
+            self.fail_with(exchange_key, Detail::EgressDenied, &why, now);
             return;
         }
         connection.stage =
@@ -451,9 +451,16 @@ impl State {
         let peer = socket.peer_addr();
         connection.stage = Stage::Open(Box::new(Link::plain(socket)));
         // Whatever was asked for, this is who answers.
-        if !peer.is_ok_and(|peer| config.allows(peer)) {
-            self.fail(exchange_key, Detail::EgressDenied, now);
-            return;
+        match peer.map(|peer| config.allows(peer)) {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => {
+                self.fail_with(exchange_key, Detail::EgressDenied, &why, now);
+                return;
+            }
+            Err(_) => {
+                self.fail(exchange_key, Detail::Connect, now);
+                return;
+            }
         }
         let Some(tls_config) = &config.tls else {
             exchange.enter(Step::Write, None, now);
@@ -491,7 +498,11 @@ impl State {
                 Ok(true) => exchange.enter(Step::Write, None, now),
                 Ok(false) => return Next::Hold,
                 Err(error) => {
-                    exchange.fail(handshake_detail(&error), now);
+                    let (detail, message) = match tls_error(&error) {
+                        Some(fault) => (tls::fault_detail(fault), tls::fault_message(fault)),
+                        None => (Detail::Tls, String::new()),
+                    };
+                    exchange.fail_with(detail, &message, now);
                     return Next::Close;
                 }
             }
@@ -545,8 +556,12 @@ impl State {
     }
 
     fn fail(&mut self, key: usize, detail: Detail, now: Instant) {
+        self.fail_with(key, detail, "", now);
+    }
+
+    fn fail_with(&mut self, key: usize, detail: Detail, message: &str, now: Instant) {
         if let Some(exchange) = self.exchanges.get_mut(key) {
-            exchange.fail(detail, now);
+            exchange.fail_with(detail, message, now);
         }
         self.after(key, Next::Close, now);
     }
@@ -676,10 +691,6 @@ impl Leftovers {
             let _ = catch_unwind(AssertUnwindSafe(|| drop(exchange)));
         }
     }
-}
-
-fn handshake_detail(error: &io::Error) -> Detail {
-    tls_error(error).map_or(Detail::Tls, tls::fault_detail)
 }
 
 fn read_detail(error: &io::Error) -> Detail {

@@ -46,13 +46,15 @@ impl EventStream {
         outcome
     }
 
-    /// `Ready` when there is something to take without waiting, or will never be.
-    pub fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if self.is_over || !self.taken.is_empty() {
+    /// `Ready` when more than `seen` events can be taken without waiting, or as many as ever will:
+    /// the queue is full, or the terminal event is there.
+    pub fn poll_beyond(&mut self, seen: usize, context: &mut Context<'_>) -> Poll<()> {
+        if self.is_over || self.taken.len() > seen {
             return Poll::Ready(());
         }
+        let seen = seen - self.taken.len();
         self.with(|exchange| {
-            exchange.map_or(Poll::Ready(()), |exchange| exchange.poll_ready(context))
+            exchange.map_or(Poll::Ready(()), |exchange| exchange.poll_beyond(seen, context))
         })
     }
 

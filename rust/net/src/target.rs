@@ -43,8 +43,8 @@ pub struct TargetConfig {
     pub idle_timeout: Duration,
 }
 
-/// Says whether an address may be connected to.
-pub type Vet = Arc<dyn Fn(SocketAddr) -> bool + Send + Sync>;
+/// Says whether an address may be connected to, and if not, why.
+pub type Vet = Arc<dyn Fn(SocketAddr) -> Result<(), String> + Send + Sync>;
 
 impl TargetConfig {
     /// The defaults for `origin`, without TLS.
@@ -64,11 +64,10 @@ impl TargetConfig {
         }
     }
 
-    pub(crate) fn allows(&self, address: SocketAddr) -> bool {
+    pub(crate) fn allows(&self, address: SocketAddr) -> Result<(), String> {
+        let Some(vet) = &self.vet else { return Ok(()) };
         // Who cannot say so does not allow it.
-        self.vet
-            .as_ref()
-            .is_none_or(|vet| catch_unwind(AssertUnwindSafe(|| vet(address))).unwrap_or(false))
+        catch_unwind(AssertUnwindSafe(|| vet(address))).unwrap_or_else(|_| Err(String::new()))
     }
 }
 
@@ -180,6 +179,26 @@ impl Target {
         Self(Arc::new(Handle { reactor, key, config }))
     }
 
+    /// Writes a request out, ready to be sent.
+    ///
+    /// # Errors
+    ///
+    /// When the request cannot be written as HTTP: it names what is wrong.
+    pub fn prepare(&self, request: &Request<'_>) -> Result<Prepared, InvalidRequest> {
+        let config = &self.0.config;
+        let mut bytes = Vec::new();
+        http1::write_request(
+            &mut bytes,
+            request.method,
+            request.path,
+            &config.origin.host_header(),
+            request.headers,
+            request.body.map(<[u8]>::len),
+        )?;
+        bytes.extend_from_slice(request.body.unwrap_or_default());
+        Ok(Prepared { target: self.clone(), bytes })
+    }
+
     /// Sends a request, whose response goes to `sink`. Never waits.
     ///
     /// # Errors
@@ -191,23 +210,7 @@ impl Target {
         sink: Box<dyn Sink>,
         bounds: Bounds,
     ) -> Result<EventStream, SubmitError> {
-        let config = &self.0.config;
-        let mut bytes = Vec::new();
-        http1::write_request(
-            &mut bytes,
-            request.method,
-            request.path,
-            &config.origin.host_header(),
-            request.headers,
-            request.body.map(<[u8]>::len),
-        )
-        .map_err(SubmitError::Request)?;
-        bytes.extend_from_slice(request.body.unwrap_or_default());
-        let mut exchange = Exchange::new(self.0.key, bytes, sink, config.http);
-        exchange.connect_timeout = bounds.connect;
-        exchange.tls_timeout = bounds.tls;
-        let key = self.shared().outside(|state, now| Some(state.submit(exchange, now)));
-        key.map(|key| EventStream::new(self.clone(), key)).ok_or(SubmitError::Forked)
+        self.prepare(request).map_err(SubmitError::Request)?.submit(sink, bounds)
     }
 
     /// What the target was made with.
@@ -218,6 +221,34 @@ impl Target {
 
     pub(crate) fn shared(&self) -> &Shared {
         &self.0.reactor.0
+    }
+}
+
+/// A request written out. It may hold a key and a prompt: `Debug` shows neither.
+pub struct Prepared {
+    target: Target,
+    bytes: Vec<u8>,
+}
+
+impl Prepared {
+    /// Sends the request, whose response goes to `sink`. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// In a forked process.
+    pub fn submit(self, sink: Box<dyn Sink>, bounds: Bounds) -> Result<EventStream, SubmitError> {
+        let Self { target, bytes } = self;
+        let mut exchange = Exchange::new(target.0.key, bytes, sink, target.0.config.http);
+        exchange.connect_timeout = bounds.connect;
+        exchange.tls_timeout = bounds.tls;
+        let key = target.shared().outside(|state, now| Some(state.submit(exchange, now)));
+        key.map(|key| EventStream::new(target, key)).ok_or(SubmitError::Forked)
+    }
+}
+
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prepared").field("target", &self.target).finish_non_exhaustive()
     }
 }
 

@@ -178,10 +178,11 @@ impl Sink for Answer {
         detail: Detail,
         phase: Phase,
         processed: Option<Processed>,
+        message: &str,
         _: Instant,
         out: &mut Vec<TokenEvent>,
     ) {
-        let mut error = self.call.error(detail, phase, "");
+        let mut error = self.call.error(detail, phase, message);
         error.processed = processed.unwrap_or(error.processed);
         self.end(Err(error), out);
     }

@@ -6,6 +6,7 @@
 mod egress;
 mod errors;
 mod event;
+mod native;
 mod redact;
 mod rules;
 mod sse;
@@ -25,6 +26,8 @@ mod _core {
     use crate::errors::{classify_response, make_error};
     #[pymodule_export]
     use crate::event::{PySseEvent, PyTokenEvent};
+    #[pymodule_export]
+    use crate::native::{PyNativeStream, PyNativeTarget, PyReactor};
     #[pymodule_export]
     use crate::redact::PyRedactor;
     #[pymodule_export]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::sync::MutexExt;
@@ -29,7 +29,8 @@ const SSE_BYTES: usize = 96;
 pub(crate) struct PyStreamDecoder(Mutex<Inner>);
 
 struct Inner {
-    decoder: StreamDecoder,
+    /// None once a native stream has taken it over.
+    decoder: Option<Box<StreamDecoder>>,
     /// Reused by every call; empty between them unless they are held.
     events: Vec<TokenEvent>,
     /// Whether events wait here until they are taken.
@@ -43,6 +44,15 @@ impl PyStreamDecoder {
         self.0.lock_py_attached(py).unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// Takes the decoder out, for a stream that does without Python.
+    pub(crate) fn detach(&self, py: Python<'_>) -> Option<Box<StreamDecoder>> {
+        self.lock(py).decoder.take()
+    }
+
+    fn look<T>(&self, py: Python<'_>, look: impl FnOnce(&mut StreamDecoder) -> T) -> PyResult<T> {
+        self.lock(py).decoder.as_deref_mut().map(look).ok_or_else(taken_over)
+    }
+
     /// Runs one input and hands its events over. Making Python objects can run arbitrary Python
     /// code, so the lock is not held meanwhile.
     fn run<'py>(
@@ -52,8 +62,9 @@ impl PyStreamDecoder {
     ) -> PyResult<Bound<'py, PyList>> {
         let mut events = {
             let inner = &mut *self.lock(py);
-            input(&mut inner.decoder, &mut inner.events);
-            if inner.terminal.is_none() && inner.decoder.is_terminal() {
+            let decoder = inner.decoder.as_deref_mut().ok_or_else(taken_over)?;
+            input(decoder, &mut inner.events);
+            if inner.terminal.is_none() && decoder.is_terminal() {
                 inner.terminal = inner.events.last().filter(|event| event.is_terminal()).cloned();
             }
             if inner.held || inner.events.is_empty() {
@@ -111,14 +122,13 @@ impl PyStreamDecoder {
         config.clocks.token_gap = clock("token_gap_timeout", token_gap_timeout)?;
         config.clocks.idle = clock("idle_timeout", idle_timeout)?;
         config.clocks.deadline = deadline.map(|at| instant("deadline", at)).transpose()?;
-        let decoder = StreamDecoder::new(dialect, config);
+        let decoder = Some(Box::new(StreamDecoder::new(dialect, config)));
         Ok(Self(Mutex::new(Inner { decoder, events: Vec::new(), held: false, terminal: None })))
     }
 
     fn dispatched(&self, py: Python<'_>, now: f64) -> PyResult<()> {
         let now = instant("now", now)?;
-        self.lock(py).decoder.dispatched(now);
-        Ok(())
+        self.look(py, |decoder| decoder.dispatched(now))
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "PyO3 extracts owned sequences")]
@@ -182,8 +192,7 @@ impl PyStreamDecoder {
 
     fn reader(&self, py: Python<'_>, paused: bool, now: f64) -> PyResult<()> {
         let now = instant("now", now)?;
-        self.lock(py).decoder.reader(paused, now);
-        Ok(())
+        self.look(py, |decoder| decoder.reader(paused, now))
     }
 
     fn tick<'py>(&self, py: Python<'py>, now: f64) -> PyResult<Bound<'py, PyList>> {
@@ -191,8 +200,8 @@ impl PyStreamDecoder {
         self.run(py, |decoder, out| decoder.tick(now, out))
     }
 
-    fn next_wakeup(&self, py: Python<'_>) -> Option<f64> {
-        self.lock(py).decoder.next_wakeup().map(Instant::as_secs_f64)
+    fn next_wakeup(&self, py: Python<'_>) -> PyResult<Option<f64>> {
+        self.look(py, |decoder| decoder.next_wakeup().map(Instant::as_secs_f64))
     }
 
     #[pyo3(signature = (now, *, tokens_in=None, embeddings=None, scores=None))]
@@ -253,38 +262,45 @@ impl PyStreamDecoder {
     }
 
     #[getter]
-    fn phase(&self, py: Python<'_>) -> &'static str {
-        self.lock(py).decoder.phase().as_str()
+    fn phase(&self, py: Python<'_>) -> PyResult<&'static str> {
+        self.look(py, |decoder| decoder.phase().as_str())
     }
 
     #[getter]
-    fn is_terminal(&self, py: Python<'_>) -> bool {
-        self.lock(py).decoder.is_terminal()
+    fn is_terminal(&self, py: Python<'_>) -> PyResult<bool> {
+        self.look(py, |decoder| decoder.is_terminal())
     }
 
     #[getter]
-    fn tokens_emitted(&self, py: Python<'_>) -> u64 {
-        self.lock(py).decoder.tokens_emitted()
+    fn tokens_emitted(&self, py: Python<'_>) -> PyResult<u64> {
+        self.look(py, |decoder| decoder.tokens_emitted())
     }
 
     #[getter]
-    fn dropped_after_end(&self, py: Python<'_>) -> u64 {
-        self.lock(py).decoder.dropped_after_end()
+    fn dropped_after_end(&self, py: Python<'_>) -> PyResult<u64> {
+        self.look(py, |decoder| decoder.dropped_after_end())
     }
 
     #[getter]
-    fn dropped_choices(&self, py: Python<'_>) -> u64 {
-        self.lock(py).decoder.dropped_choices()
+    fn dropped_choices(&self, py: Python<'_>) -> PyResult<u64> {
+        self.look(py, |decoder| decoder.dropped_choices())
     }
 
     #[getter]
-    fn utf8_replaced(&self, py: Python<'_>) -> u64 {
-        self.lock(py).decoder.utf8_replaced()
+    fn utf8_replaced(&self, py: Python<'_>) -> PyResult<u64> {
+        self.look(py, |decoder| decoder.utf8_replaced())
     }
 
     fn __repr__(&self, py: Python<'_>) -> String {
-        format!("{:?}", self.lock(py).decoder)
+        match &self.lock(py).decoder {
+            Some(decoder) => format!("{decoder:?}"),
+            None => "StreamDecoder { taken over }".to_owned(),
+        }
     }
+}
+
+fn taken_over() -> PyErr {
+    PyRuntimeError::new_err("the decoder has been taken over by a native stream")
 }
 
 fn instant(name: &str, secs: f64) -> PyResult<Instant> {

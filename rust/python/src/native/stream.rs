@@ -1,0 +1,228 @@
+//! The events of one native stream, handed over when Python asks.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
+
+use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
+use pyo3::types::{PyBytes, PyList};
+use pyo3::{PyTraverseError, PyVisit};
+use worker_adapters_core::event::TokenEvent;
+use worker_adapters_net::EventStream;
+
+use super::reactor::PyReactor;
+use super::wakes::StreamWaker;
+use crate::event::PyTokenEvent;
+
+/// One task's answer, while it comes.
+#[pyclass(frozen, name = "NativeStream", module = "worker_adapters._core")]
+pub(crate) struct PyNativeStream {
+    inner: Mutex<Inner>,
+    waker: Arc<StreamWaker>,
+    std_waker: Waker,
+    reactor: Py<PyReactor>,
+}
+
+struct Inner {
+    /// None once it is closed.
+    stream: Option<EventStream>,
+    /// Taken from the stream, not yet from here.
+    held: VecDeque<TokenEvent>,
+    batch: Vec<TokenEvent>,
+    terminal: Option<TokenEvent>,
+    tokens_emitted: u64,
+}
+
+impl PyNativeStream {
+    pub(crate) fn new(
+        stream: EventStream,
+        waker: Arc<StreamWaker>,
+        reactor: Py<PyReactor>,
+    ) -> Self {
+        let inner = Inner {
+            stream: Some(stream),
+            held: VecDeque::new(),
+            batch: Vec::new(),
+            terminal: None,
+            tokens_emitted: 0,
+        };
+        let std_waker = waker.waker();
+        Self { inner: Mutex::new(inner), waker, std_waker, reactor }
+    }
+
+    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Inner> {
+        self.inner.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has `future` be told, unless `poll` says that there is nothing to wait for; whether so.
+    fn poll(
+        &self,
+        py: Python<'_>,
+        future: Py<PyAny>,
+        poll: impl FnOnce(&mut Inner, &mut Context<'_>) -> bool,
+    ) -> bool {
+        // Before looking: what comes in between must find it.
+        self.waker.set_future(future);
+        let mut context = Context::from_waker(&self.std_waker);
+        let is_ready = poll(&mut self.lock(py), &mut context);
+        if is_ready {
+            drop(self.waker.take_future());
+        }
+        is_ready
+    }
+}
+
+impl Inner {
+    /// Moves everything that has come to `batch`, which is empty before.
+    fn collect(&mut self) {
+        if let Some(stream) = &mut self.stream {
+            stream.take(&mut self.batch);
+        }
+        if self.batch.last().is_some_and(TokenEvent::is_terminal) {
+            self.terminal = self.batch.last().cloned();
+        }
+    }
+
+    /// Everything that can be taken, at most `most`.
+    fn take(&mut self, most: usize) -> Vec<TokenEvent> {
+        self.collect();
+        if self.held.is_empty() && self.batch.len() <= most {
+            return std::mem::take(&mut self.batch);
+        }
+        self.held.extend(self.batch.drain(..));
+        let count = most.min(self.held.len());
+        self.held.drain(..count).collect()
+    }
+
+    fn give_back(&mut self, mut batch: Vec<TokenEvent>) {
+        batch.clear();
+        if self.batch.is_empty() && batch.capacity() <= 64 {
+            self.batch = batch;
+        }
+    }
+}
+
+#[pymethods]
+impl PyNativeStream {
+    /// Whether more than `seen` events can be taken without waiting, or as many as ever will be;
+    /// else `future` is told when that changes.
+    #[pyo3(signature = (future, seen=0))]
+    fn wait(&self, py: Python<'_>, future: Py<PyAny>, seen: usize) -> bool {
+        self.poll(py, future, |inner, context| {
+            let held = inner.held.len();
+            let Some(stream) = &mut inner.stream else { return true };
+            held > seen || stream.poll_beyond(seen - held, context).is_ready()
+        })
+    }
+
+    /// Whether the answer is known to be a stream, or to be over; as `wait`.
+    fn head(&self, py: Python<'_>, future: Py<PyAny>) -> bool {
+        self.poll(py, future, |inner, context| {
+            inner.stream.as_mut().is_none_or(|stream| stream.poll_head(context).is_ready())
+        })
+    }
+
+    /// Hands over what has come, the oldest first; all, or as many as that.
+    #[pyo3(signature = (most=None))]
+    fn take<'py>(&self, py: Python<'py>, most: Option<usize>) -> PyResult<Bound<'py, PyList>> {
+        self.reactor.get().read_clock(py)?;
+        let mut batch = self.lock(py).take(most.unwrap_or(usize::MAX));
+        // Making Python objects can run arbitrary Python code, so the lock is not held meanwhile.
+        let list = PyList::new(py, batch.drain(..).map(PyTokenEvent));
+        self.lock(py).give_back(batch);
+        list
+    }
+
+    /// Hands over what has come as server-sent events.
+    fn take_sse<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        self.reactor.get().read_clock(py)?;
+        let batch = self.lock(py).take(usize::MAX);
+        let mut rendered = Vec::with_capacity(batch.len() * 96);
+        for event in &batch {
+            event.write_sse(&mut rendered);
+        }
+        self.lock(py).give_back(batch);
+        Ok(PyBytes::new(py, &rendered))
+    }
+
+    /// Ends the stream for its caller and closes the connection; whether there was anything to end.
+    fn cancel(&self, py: Python<'_>) -> PyResult<bool> {
+        self.reactor.get().read_clock(py)?;
+        let inner = &mut *self.lock(py);
+        inner.held.retain(TokenEvent::is_terminal);
+        Ok(inner.stream.as_mut().is_some_and(EventStream::cancel))
+    }
+
+    /// Lets everything go, connection and waiters; what has come is lost. Idempotent.
+    fn close(&self, py: Python<'_>) {
+        let stream = {
+            let inner = &mut *self.lock(py);
+            inner.collect();
+            inner.batch = Vec::new();
+            inner.held = VecDeque::new();
+            inner.tokens_emitted =
+                inner.stream.as_ref().map_or(inner.tokens_emitted, EventStream::tokens_emitted);
+            inner.stream.take()
+        };
+        drop(stream);
+        drop(self.waker.forget());
+    }
+
+    /// How many events can be taken.
+    #[getter]
+    fn pending(&self, py: Python<'_>) -> usize {
+        let inner = &*self.lock(py);
+        inner.held.len() + inner.stream.as_ref().map_or(0, EventStream::pending)
+    }
+
+    #[getter]
+    fn status(&self, py: Python<'_>) -> Option<u16> {
+        self.lock(py).stream.as_ref().and_then(EventStream::status)
+    }
+
+    #[getter]
+    fn phase(&self, py: Python<'_>) -> &'static str {
+        self.lock(py).stream.as_ref().map_or("drain", |stream| stream.phase().as_str())
+    }
+
+    #[getter]
+    fn is_sent(&self, py: Python<'_>) -> bool {
+        self.lock(py).stream.as_ref().is_none_or(EventStream::is_sent)
+    }
+
+    /// Whether the terminal event exists, taken or not.
+    #[getter]
+    fn is_terminal(&self, py: Python<'_>) -> bool {
+        self.lock(py).stream.as_ref().is_none_or(EventStream::is_terminal)
+    }
+
+    /// The terminal event, once it exists.
+    #[getter]
+    fn terminal(&self, py: Python<'_>) -> Option<PyTokenEvent> {
+        let inner = &mut *self.lock(py);
+        if inner.terminal.is_none() && inner.stream.as_ref().is_some_and(EventStream::is_terminal) {
+            inner.collect();
+            inner.held.extend(inner.batch.drain(..));
+        }
+        inner.terminal.clone().map(PyTokenEvent)
+    }
+
+    #[getter]
+    fn tokens_emitted(&self, py: Python<'_>) -> u64 {
+        let inner = &*self.lock(py);
+        inner.stream.as_ref().map_or(inner.tokens_emitted, EventStream::tokens_emitted)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        format!("<NativeStream {}>", self.phase(py))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.waker.visit(&visit)
+    }
+
+    fn __clear__(&self) {
+        drop(self.waker.forget());
+    }
+}

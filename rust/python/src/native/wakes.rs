@@ -1,0 +1,158 @@
+//! How Python learns that something has come: once for all streams of a turn.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Wake, Waker};
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use worker_adapters_net::Reactor;
+
+/// Whoever has been woken and not yet told, for one reactor.
+pub(crate) struct Wakes {
+    woken: Mutex<Vec<Arc<StreamWaker>>>,
+    /// Whether whoever turns the reactor will look here anyway.
+    is_turning: AtomicBool,
+    bell: Bell,
+}
+
+/// What makes an event loop look.
+pub(crate) enum Bell {
+    /// The reactor's own descriptor, which the loop watches.
+    Reactor(Reactor),
+    /// A descriptor of its own, where a thread turns the reactor.
+    Own(mio::Waker),
+}
+
+impl Wakes {
+    pub(crate) fn new(bell: Bell) -> Self {
+        Self { woken: Mutex::default(), is_turning: AtomicBool::new(false), bell }
+    }
+
+    /// Runs a turn of the reactor, whose wakes are told by the `tell` that follows.
+    pub(crate) fn during<T>(&self, turn: impl FnOnce() -> T) -> T {
+        self.is_turning.store(true, Ordering::Relaxed);
+        let outcome = turn();
+        self.is_turning.store(false, Ordering::Relaxed);
+        outcome
+    }
+
+    /// Tells everybody who has been woken; whether there was anybody. Belongs to the loop's thread.
+    pub(crate) fn tell(&self, py: Python<'_>) -> PyResult<bool> {
+        let mut failure = None;
+        let mut anybody = false;
+        for waker in std::mem::take(&mut *lock(&self.woken)) {
+            anybody = true;
+            if let Err(error) = waker.tell(py) {
+                // The others are told all the same.
+                failure.get_or_insert(error);
+            }
+        }
+        failure.map_or(Ok(anybody), Err)
+    }
+
+    fn push(&self, waker: Arc<StreamWaker>) {
+        let is_first = {
+            let mut woken = lock(&self.woken);
+            woken.push(waker);
+            woken.len() == 1
+        };
+        if is_first && !self.is_turning.load(Ordering::Relaxed) {
+            match &self.bell {
+                Bell::Reactor(reactor) => reactor.kick(),
+                Bell::Own(bell) => {
+                    let _ = bell.wake();
+                }
+            }
+        }
+    }
+}
+
+/// Wakes whoever waits for one stream.
+pub(crate) struct StreamWaker {
+    wakes: Arc<Wakes>,
+    /// A future of the loop, whose result is set.
+    future: Mutex<Option<Py<PyAny>>>,
+    /// Called where nobody waits.
+    unattended: Mutex<Option<Py<PyAny>>>,
+}
+
+impl StreamWaker {
+    pub(crate) fn new(wakes: &Arc<Wakes>, unattended: Py<PyAny>) -> Arc<Self> {
+        Arc::new(Self {
+            wakes: Arc::clone(wakes),
+            future: Mutex::default(),
+            unattended: Mutex::new(Some(unattended)),
+        })
+    }
+
+    pub(crate) fn waker(self: &Arc<Self>) -> Waker {
+        Waker::from(Arc::clone(self))
+    }
+
+    /// Has `future` be the one that is told next; whoever waited before is forgotten.
+    pub(crate) fn set_future(&self, future: Py<PyAny>) {
+        let before = lock(&self.future).replace(future);
+        drop(before);
+    }
+
+    pub(crate) fn take_future(&self) -> Option<Py<PyAny>> {
+        lock(&self.future).take()
+    }
+
+    /// Nobody is to be told any more; what is returned may be dropped with no lock held.
+    pub(crate) fn forget(&self) -> [Option<Py<PyAny>>; 2] {
+        [self.take_future(), lock(&self.unattended).take()]
+    }
+
+    pub(crate) fn visit(&self, visit: &pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
+        for held in [&self.future, &self.unattended] {
+            // Nobody else runs while the collector does; should it be locked, it is in use.
+            if let Ok(held) = held.try_lock() {
+                visit.call(&*held)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, py: Python<'_>) -> PyResult<()> {
+        if let Some(future) = self.take_future() {
+            let future = future.bind(py);
+            if future.call_method0(intern!(py, "done"))?.is_truthy()? {
+                // Its task was cancelled in this very turn of the loop.
+                return Ok(());
+            }
+            future.call_method1(intern!(py, "set_result"), (py.None(),))?;
+            return Ok(());
+        }
+        let unattended = lock(&self.unattended).as_ref().map(|callable| callable.clone_ref(py));
+        if let Some(unattended) = unattended {
+            unattended.call0(py)?;
+        }
+        Ok(())
+    }
+}
+
+impl Wake for StreamWaker {
+    fn wake(self: Arc<Self>) {
+        let wakes = Arc::clone(&self.wakes);
+        wakes.push(self);
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.wakes.push(Arc::clone(self));
+    }
+}
+
+impl fmt::Debug for StreamWaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamWaker").finish_non_exhaustive()
+    }
+}
+
+/// A panic elsewhere cannot leave behind anything that is unsafe to look at. Held for moments only,
+/// never across anything that runs Python.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
