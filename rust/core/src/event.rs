@@ -216,8 +216,8 @@ pub struct Score {
     pub score: f64,
 }
 
-/// The value of a data field, as [`TokenEvent::fields`] hands it out.
-#[derive(Clone, Copy, Debug)]
+/// The value of a data field, as [`TokenEvent::fields`] hands it out. `Debug` shows no text.
+#[derive(Clone, Copy)]
 #[non_exhaustive]
 pub enum Value<'a> {
     /// JSON `null`.
@@ -238,6 +238,23 @@ pub enum Value<'a> {
     Ids(&'a [u64]),
     /// Log probabilities.
     Logprobs(&'a [Logprob]),
+}
+
+// Generated text never reaches a log through `{:?}`.
+impl fmt::Debug for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("Null"),
+            Self::Bool(value) => f.debug_tuple("Bool").field(value).finish(),
+            Self::UInt(value) => f.debug_tuple("UInt").field(value).finish(),
+            Self::Int(value) => f.debug_tuple("Int").field(value).finish(),
+            Self::Str(text) => write!(f, "Str({} bytes)", text.len()),
+            Self::Embeddings(rows) => write!(f, "Embeddings({})", rows.len()),
+            Self::Scores(scores) => f.debug_tuple("Scores").field(scores).finish(),
+            Self::Ids(ids) => write!(f, "Ids({})", ids.len()),
+            Self::Logprobs(tokens) => write!(f, "Logprobs({})", tokens.len()),
+        }
+    }
 }
 
 impl<'a> From<&'a str> for Value<'a> {
