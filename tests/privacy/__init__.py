@@ -1,0 +1,1 @@
+"""What a task says, what a model says and what opens an engine: shown nowhere."""

@@ -1,0 +1,351 @@
+"""The most verbose run there is, on every engine and every error path: no canary in what it shows.
+
+Logging at DEBUG on every logger, asyncio's debug mode, every warning, repr and str of everything
+public, tracebacks with the variables of each frame of this library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import traceback
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+import pytest
+from pydantic import ValidationError
+
+from worker_adapters import Redactor, SubmitContext, TaskRequest, Timeouts, WorkerError
+from worker_adapters.engines import ENGINES, adapter_class
+from worker_adapters.extensions import Extensions
+from worker_adapters.testing.engines import scripted_engine
+from worker_adapters.testing.wire import RawServer, response
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from worker_adapters.adapter import TokenStream, WorkerAdapter
+    from worker_adapters.testing.engines import ScriptedEngine
+    from worker_adapters.testing.wire import Connection
+
+KEY: Final = "canary-key-0123456789"
+PROMPT: Final = "Zephyrina told nobody, naïvely, on page one"
+SAID: Final = "Quixotania"
+"""What the engine says, one token of it at a time."""
+CANARIES: Final = (KEY, "Zephyrina", "told nobody", "page one", SAID)
+
+
+class Shown:
+    """Everything that somebody who watches would see."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self._caplog = caplog
+        self._parts: list[str] = []
+        self.errors = 0
+
+    def add(self, *things: object) -> None:
+        for thing in things:
+            self._parts += [repr(thing), str(thing), f"{thing}"]
+
+    def add_error(self, error: BaseException) -> None:
+        self.errors += 1
+        looked = traceback.TracebackException.from_exception(error, capture_locals=True)
+        _without_the_test_s_own(looked)
+        self._parts += ["".join(looked.format()), repr(error), str(error), repr(error.args)]
+        if isinstance(error, WorkerError):
+            self._parts.append(json.dumps(error.fields(), ensure_ascii=False))
+
+    def add_tasks(self) -> None:
+        """What a debugger lists while something runs."""
+        for task in asyncio.all_tasks():
+            if task is not asyncio.current_task():
+                self._parts.append(repr(task))
+
+    def check(self) -> None:
+        # Formatted, with the text of exceptions and the values of all attributes.
+        records = [
+            f"{self._caplog.handler.format(row)} {row.__dict__}" for row in self._caplog.records
+        ]
+        for part in (*self._parts, *records):
+            for canary in CANARIES:
+                assert canary not in part, f"{canary} shows: {part[:2000]}"
+
+
+def _without_the_test_s_own(looked: traceback.TracebackException | None) -> None:
+    """Forget the variables of frames that hold the canaries because this file wrote them."""
+    while looked is not None:
+        for frame in looked.stack:
+            if frame.filename == __file__ or "/worker_adapters/testing/" in frame.filename:
+                frame.locals = None
+        for below in (*(looked.exceptions or ()), looked.__cause__):
+            _without_the_test_s_own(below)
+        looked = looked.__context__
+
+
+@pytest.fixture
+async def shown(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Shown]:
+    """Watch at the most verbose level; afterwards nothing of the canaries may have shown."""
+    asyncio.get_running_loop().set_debug(True)
+    caplog.set_level(logging.DEBUG)
+    before = {name: logging.getLogger(name).level for name in logging.root.manager.loggerDict}
+    for name in (*before, "asyncio", "httpx", "httpcore", "worker_adapters"):
+        logging.getLogger(name).setLevel(logging.DEBUG)
+    watched = Shown(caplog)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        yield watched
+        gc.collect()
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
+    watched.add(*(row.message for row in warned))
+    watched.check()
+
+
+def task(engine: str, **changes: Any) -> TaskRequest:
+    fields: dict[str, Any] = {
+        "task_id": uuid4(),
+        "session_id": uuid4(),
+        "workload": "completion",
+        "model_ref": "loaded",
+        "engine": engine,
+        "ctx": 0,
+        "priority": "interactive",
+        "max_tokens": 6,
+        "deadline_ms": 20_000,
+        "prompt": PROMPT,
+        **changes,
+    }
+    if fields["workload"] != "completion":
+        fields["inputs"] = (PROMPT, PROMPT + "!")
+    return Extensions.all().task_request(**fields)
+
+
+def playing(engine: str, **behaviour: Any) -> ScriptedEngine:
+    return scripted_engine(engine, api_key=KEY, pieces=(SAID, " " + SAID), **behaviour)
+
+
+def connected(engine: str, url: str, **options: Any) -> WorkerAdapter:
+    cls: Any = adapter_class(engine)
+    made: WorkerAdapter = cls(url, api_key=KEY, **options)
+    return made
+
+
+async def read(stream: TokenStream, shown: Shown, begun: asyncio.Event | None = None) -> str:
+    """Read a stream to its end, showing each step; return what it said."""
+    text = ""
+    async for event in stream:
+        if begun is not None:
+            begun.set()
+        shown.add(event, stream)
+        shown.add_tasks()
+        if event.kind == "token":
+            text += event.t or ""
+        elif event.error is not None:
+            shown.add(event.data, event.to_json())
+            shown.add_error(event.error)
+    return text
+
+
+async def tried(adapter: WorkerAdapter, request: TaskRequest, shown: Shown) -> None:
+    """Submit a task that need not succeed, and read what there is."""
+    try:
+        stream = await adapter.submit(request)
+    except WorkerError as error:
+        shown.add_error(error)
+    else:
+        await read(stream, shown)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_success(engine: str, shown: Shown) -> None:
+    async with playing(engine) as server, connected(engine, server.url) as adapter:
+        request = task(engine)
+        context = SubmitContext(job_id="job", queue_position=1)
+        shown.add(adapter, request, context, request.model_dump_json(exclude={"prompt"}))
+        stream = await adapter.submit(request, context=context)
+        shown.add(stream)
+        assert SAID in await read(stream, shown)
+        collected = await (await adapter.submit(task(engine))).collect()
+        assert SAID in collected.text
+        shown.add(collected, await adapter.health(), await adapter.props())
+        shown.add(await adapter.capabilities(), await adapter.engine_version())
+        shown.add(await adapter.cancel(request.task_id))
+        for workload in ("embedding", "rerank"):
+            await tried(adapter, task(engine, workload=workload), shown)
+    shown.add(adapter)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_given_up(engine: str, shown: Shown) -> None:
+    async with playing(engine, delay_ms=1) as server, connected(engine, server.url) as adapter:
+        for way in ("cancel", "close", "task"):
+            stream = await adapter.submit(task(engine, max_tokens=1000))
+            shown.add(await anext(stream), await anext(stream))
+            if way == "cancel":
+                shown.add(await stream.cancel())
+            elif way == "close":
+                await stream.aclose()
+            else:
+                begun = asyncio.Event()
+                reading = asyncio.create_task(read(stream, shown, begun))
+                await begun.wait()
+                reading.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await reading
+            shown.add(stream)
+
+
+ERRORS: Final[dict[str, dict[str, Any]]] = {
+    "status": {"error": "status"},
+    "refused": {"error": "status", "status": 400},
+    "crashed": {"error": "status", "status": 500},
+    "overloaded": {"error": "status", "status": 429},
+    "first": {"error": "first"},
+    "stream": {"error": "stream"},
+    "closed": {"truncate": "close"},
+    "reset": {"truncate": "reset"},
+    "polite": {"truncate": "polite"},
+    "silent-head": {"hang": "head"},
+    "silent-first": {"hang": "first"},
+    "silent-stream": {"hang": "stream"},
+    "loading": {"ready": False},
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("how", ERRORS)
+async def test_error(engine: str, how: str, shown: Shown) -> None:
+    timeouts = Timeouts(unary=0.3, first_token=0.3, token_gap=0.3)
+    async with (
+        playing(engine) as server,
+        connected(engine, server.url, timeouts=timeouts) as adapter,
+    ):
+        await adapter.engine_version()
+        server.behave(**ERRORS[how])
+        shown.add(await adapter.health())
+        await tried(adapter, task(engine), shown)
+        try:
+            shown.add(await (await adapter.submit(task(engine))).collect())
+        except WorkerError as error:
+            shown.add_error(error)
+    # Who loads a model may answer all the same; Triton has no finish signal but the body's end.
+    assert shown.errors == 2 or how == "loading" or (how, engine) == ("polite", "triton")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_a_wrong_key(engine: str, shown: Shown) -> None:
+    async with (
+        scripted_engine(engine, api_key="another-key-0") as server,
+        connected(engine, server.url) as adapter,
+    ):
+        await tried(adapter, task(engine), shown)
+    assert shown.errors == 1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_an_unreachable_engine(engine: str, shown: Shown) -> None:
+    async with connected(engine, "http://127.0.0.1:9") as adapter:
+        shown.add(await adapter.health())
+        for workload in ("completion", "embedding", "rerank"):
+            await tried(adapter, task(engine, workload=workload), shown)
+    assert shown.errors == 3
+
+
+QUOTES: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "json": lambda body: response(
+        json.dumps({"error": {"message": f"bad: {body.decode()} {KEY}", "code": 400}}),
+        "400 Bad Request",
+        "application/json",
+    ),
+    "page": lambda body: response(
+        b"<h1>502</h1>" + body + KEY.encode(), "502 Bad Gateway", "text/html"
+    ),
+    "headers": lambda body: response(
+        b"Authorization: Bearer " + KEY.encode() + b"\n\n" + body, "500 Error", "text/plain"
+    ),
+    "nonsense": lambda body: body + KEY.encode(),
+    "no-stream": lambda body: response(body, "200 OK", "application/json"),
+    "stream": lambda body: response(
+        b"data: " + json.dumps({"error": body.decode() + KEY}).encode() + b"\n\n",
+        "200 OK",
+        "text/event-stream",
+    ),
+    "broken-stream": lambda body: response(
+        b"data: {" + body + KEY.encode() + b"\n\n", "200 OK", "text/event-stream"
+    ),
+}
+"""Engines and gateways that quote the request they did not like."""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("how", QUOTES)
+async def test_an_engine_that_quotes(engine: str, how: str, shown: Shown) -> None:
+    async def quote(connection: Connection) -> None:
+        while True:
+            request = await connection.request()
+            await connection.send(QUOTES[how](request.body))
+            if how == "nonsense":
+                connection.close()
+                return
+
+    timeouts = Timeouts(unary=1, first_token=1)
+    async with (
+        RawServer(quote) as server,
+        connected(engine, server.url, timeouts=timeouts) as adapter,
+    ):
+        shown.add(await adapter.health())
+        for workload in ("completion", "embedding", "rerank"):
+            await tried(adapter, task(engine, workload=workload), shown)
+    assert shown.errors == 3
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_refused_before_it_is_sent(engine: str, shown: Shown) -> None:
+    messages = [{"role": "user", "content": PROMPT}]
+    beyond = Extensions.all().task_request(
+        **task(engine).model_dump(exclude_none=True, exclude={"prompt"}),
+        extensions={"messages": messages, "stop": [PROMPT], "lora": "none-such"},
+    )
+    shown.add(beyond, beyond.extensions)
+    async with playing(engine) as server, connected(engine, server.url) as adapter:
+        await tried(adapter, beyond, shown)
+        await tried(adapter, task("tgi" if engine == "vllm" else "vllm"), shown)
+        for changes in ({"deadline_ms": 0}, {"ctx": 10**6}, {"seed": -1}):
+            await tried(adapter, task(engine, **changes), shown)
+    assert shown.errors >= 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"max_tokens": PROMPT}, {"prompt": [PROMPT]}, {"surprise": PROMPT}, {"inputs": PROMPT}],
+)
+def test_a_task_that_is_none(changes: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    watched = Shown(caplog)
+    with pytest.raises(ValidationError) as caught:
+        task("vllm", **changes)
+    watched.add(caught.value)
+    watched.check()
+
+
+def test_the_redactor(caplog: pytest.LogCaptureFixture) -> None:
+    watched = Shown(caplog)
+    redactor = Redactor([KEY]).with_private_texts([PROMPT])
+    watched.add(redactor, redactor.redact(KEY))
+    watched.check()
+
+
+def test_a_canary_that_shows_is_found(caplog: pytest.LogCaptureFixture) -> None:
+    for show in (
+        lambda watched: watched.add([PROMPT]),
+        lambda watched: watched.add_error(ValueError(SAID)),
+        lambda _: logging.getLogger("any").error("with %s", KEY),
+    ):
+        caplog.clear()
+        watched = Shown(caplog)
+        show(watched)
+        with pytest.raises(AssertionError, match="shows"):
+            watched.check()
