@@ -233,9 +233,15 @@ impl Exchange {
 
     /// Whether more may be read.
     pub(crate) fn wants_bytes(&self) -> bool {
-        matches!(self.step, Step::Write | Step::Head | Step::Body | Step::Drain)
-            && (self.queue.is_empty()
-                || self.queue.len() < QUEUE_EVENTS && self.queued_bytes < QUEUE_BYTES)
+        match self.step {
+            Step::Write | Step::Head | Step::Body => {
+                self.queue.is_empty()
+                    || (self.queue.len() < QUEUE_EVENTS && self.queued_bytes < QUEUE_BYTES)
+            }
+            // No event comes any more, whoever has not taken the last ones.
+            Step::Drain => true,
+            Step::Queue | Step::Resolve | Step::Connect | Step::Tls | Step::Over => false,
+        }
     }
 
     /// Bytes have come.
