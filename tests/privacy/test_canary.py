@@ -13,7 +13,7 @@ import json
 import logging
 import traceback
 import warnings
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from uuid import uuid4
 
 import pytest
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from worker_adapters.adapter import TokenStream, WorkerAdapter
     from worker_adapters.testing.engines import ScriptedEngine
     from worker_adapters.testing.wire import Connection
+
+Connect: TypeAlias = "Callable[..., WorkerAdapter]"
 
 KEY: Final = "canary-key-0123456789"
 PROMPT: Final = "Zephyrina told nobody, naïvely, on page one"
@@ -128,10 +130,16 @@ def playing(engine: str, **behaviour: Any) -> ScriptedEngine:
     return scripted_engine(engine, api_key=KEY, pieces=(SAID, " " + SAID), **behaviour)
 
 
-def connected(engine: str, url: str, **options: Any) -> WorkerAdapter:
-    cls: Any = adapter_class(engine)
-    made: WorkerAdapter = cls(url, api_key=KEY, **options)
-    return made
+@pytest.fixture(params=["httpx", "native"])
+def connected(request: pytest.FixtureRequest) -> Connect:
+    """Make adapters over each transport."""
+
+    def make(engine: str, url: str, **options: Any) -> WorkerAdapter:
+        cls: Any = adapter_class(engine)
+        made: WorkerAdapter = cls(url, api_key=KEY, transport=request.param, **options)
+        return made
+
+    return make
 
 
 async def read(stream: TokenStream, shown: Shown, begun: asyncio.Event | None = None) -> str:
@@ -161,7 +169,7 @@ async def tried(adapter: WorkerAdapter, request: TaskRequest, shown: Shown) -> N
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-async def test_success(engine: str, shown: Shown) -> None:
+async def test_success(engine: str, connected: Connect, shown: Shown) -> None:
     async with playing(engine) as server, connected(engine, server.url) as adapter:
         request = task(engine)
         context = SubmitContext(job_id="job", queue_position=1)
@@ -180,7 +188,7 @@ async def test_success(engine: str, shown: Shown) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-async def test_given_up(engine: str, shown: Shown) -> None:
+async def test_given_up(engine: str, connected: Connect, shown: Shown) -> None:
     async with playing(engine, delay_ms=1) as server, connected(engine, server.url) as adapter:
         for way in ("cancel", "close", "task"):
             stream = await adapter.submit(task(engine, max_tokens=1000))
@@ -218,7 +226,7 @@ ERRORS: Final[dict[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("how", ERRORS)
-async def test_error(engine: str, how: str, shown: Shown) -> None:
+async def test_error(engine: str, how: str, connected: Connect, shown: Shown) -> None:
     timeouts = Timeouts(unary=0.3, first_token=0.3, token_gap=0.3)
     async with (
         playing(engine) as server,
@@ -237,7 +245,7 @@ async def test_error(engine: str, how: str, shown: Shown) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-async def test_a_wrong_key(engine: str, shown: Shown) -> None:
+async def test_a_wrong_key(engine: str, connected: Connect, shown: Shown) -> None:
     async with (
         scripted_engine(engine, api_key="another-key-0") as server,
         connected(engine, server.url) as adapter,
@@ -247,7 +255,7 @@ async def test_a_wrong_key(engine: str, shown: Shown) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-async def test_an_unreachable_engine(engine: str, shown: Shown) -> None:
+async def test_an_unreachable_engine(engine: str, connected: Connect, shown: Shown) -> None:
     async with connected(engine, "http://127.0.0.1:9") as adapter:
         shown.add(await adapter.health())
         for workload in ("completion", "embedding", "rerank"):
@@ -283,7 +291,9 @@ QUOTES: Final[dict[str, Callable[[bytes], bytes]]] = {
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("how", QUOTES)
-async def test_an_engine_that_quotes(engine: str, how: str, shown: Shown) -> None:
+async def test_an_engine_that_quotes(
+    engine: str, how: str, connected: Connect, shown: Shown
+) -> None:
     async def quote(connection: Connection) -> None:
         while True:
             request = await connection.request()
@@ -304,7 +314,7 @@ async def test_an_engine_that_quotes(engine: str, how: str, shown: Shown) -> Non
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-async def test_refused_before_it_is_sent(engine: str, shown: Shown) -> None:
+async def test_refused_before_it_is_sent(engine: str, connected: Connect, shown: Shown) -> None:
     messages = [{"role": "user", "content": PROMPT}]
     beyond = Extensions.all().task_request(
         **task(engine).model_dump(exclude_none=True, exclude={"prompt"}),
