@@ -234,14 +234,16 @@ impl Exchange {
     /// Whether more may be read.
     pub(crate) fn wants_bytes(&self) -> bool {
         match self.step {
-            Step::Write | Step::Head | Step::Body => {
-                self.queue.is_empty()
-                    || (self.queue.len() < QUEUE_EVENTS && self.queued_bytes < QUEUE_BYTES)
-            }
+            Step::Write | Step::Head | Step::Body => self.has_room(),
             // No event comes any more, whoever has not taken the last ones.
             Step::Drain => true,
             Step::Queue | Step::Resolve | Step::Connect | Step::Tls | Step::Over => false,
         }
+    }
+
+    fn has_room(&self) -> bool {
+        self.queue.is_empty()
+            || (self.queue.len() < QUEUE_EVENTS && self.queued_bytes < QUEUE_BYTES)
     }
 
     /// Bytes have come.
@@ -258,7 +260,7 @@ impl Exchange {
                     self.status = Some(status);
                     self.step = Step::Body;
                     self.step_due = None;
-                    if status != 200 && !self.sink.takes_any_status() {
+                    if status != 200 {
                         self.allowance = Some(ERROR_BODY_BYTES);
                         self.step_due = Some(now.saturating_add(ERROR_BODY_TIME));
                     }
@@ -430,8 +432,7 @@ impl Exchange {
 
     /// `Ready` when more than `seen` events wait, as many as there is room for, or no more come.
     pub(crate) fn poll_beyond(&mut self, seen: usize, context: &mut Context<'_>) -> Poll<()> {
-        let waiting = self.queue.len();
-        if waiting > seen || waiting >= QUEUE_EVENTS || self.sink.is_terminal() {
+        if self.queue.len() > seen || !self.has_room() || self.sink.is_terminal() {
             return Poll::Ready(());
         }
         self.wait(context);

@@ -99,10 +99,6 @@ impl Guard {
         self.ask(true, Sink::has_surplus)
     }
 
-    pub(crate) fn takes_any_status(&self) -> bool {
-        self.ask(false, Sink::takes_any_status)
-    }
-
     fn ask<T>(&self, otherwise: T, question: impl FnOnce(&(dyn Sink + 'static)) -> T) -> T {
         if self.is_broken.get() {
             return otherwise;

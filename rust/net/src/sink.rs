@@ -50,11 +50,6 @@ pub trait Sink: Send {
     fn tokens_emitted(&self) -> u64;
     /// Whether something came after the terminal event that did not belong there.
     fn has_surplus(&self) -> bool;
-    /// Whether the body of every answer counts, and not only that of a 200. Otherwise no more is
-    /// read of it, and for no longer, than an error message needs.
-    fn takes_any_status(&self) -> bool {
-        false
-    }
 }
 
 impl<P: FrameParser + Send> Sink for StreamDecoder<P> {
