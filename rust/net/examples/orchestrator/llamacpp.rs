@@ -50,8 +50,10 @@ impl LlamaCpp {
         let is_https = origin.scheme() == Scheme::Https;
         let mut config = TargetConfig::new(origin);
         config.tls = is_https.then(|| client_config(&TlsOptions::default())).transpose()?;
-        config.vet =
-            Some(Arc::new(move |peer| policy.check_address(&destination, peer.ip()).is_ok()));
+        config.vet = Some(Arc::new(move |peer| {
+            let verdict = policy.check_address(&destination, peer.ip());
+            verdict.map(drop).map_err(|denied| denied.to_string())
+        }));
         // The server pings every 30 s while it reads a prompt: 75 s without a byte is a dead one.
         let idle = Some(Duration::from_secs(75));
         Ok(Self {
