@@ -230,9 +230,8 @@ class HttpAdapter(IdentifiedEngine):
         self._submits[task.task_id] = call
         try:
             stream = await self._dispatched(dispatch, context, call)
-            if not stream.is_terminal:
-                # Before the call is forgotten: a cancel in another thread finds one or the other.
-                self._streams[task.task_id] = stream
+            # Before the call is forgotten: a cancel in another thread finds one or the other.
+            self._streams[task.task_id] = stream
         except WorkerError as error:
             self._forget_identity(error.kind)
             raise

@@ -346,13 +346,17 @@ class _NativeTokenStream(TokenStream):
         return was_running
 
     def _sever(self) -> None:
-        self._native.cancel()
+        self._cancelled |= self._native.cancel()
 
     async def _stop(self) -> None:
         """Do nothing: the connection was closed by ending the stream."""
 
     async def _release(self) -> None:
-        self._native.close()
+        if self._reading:
+            # The reader, who has been told, comes by here on the way out.
+            self._native.cancel()
+        else:
+            self._native.close()
 
 
 async def _head(native: NativeStream, loop: asyncio.AbstractEventLoop) -> None:

@@ -87,6 +87,8 @@ pub(crate) struct Exchange {
     pub(crate) connection: Option<usize>,
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) tls_timeout: Option<Duration>,
+    /// The request says that nothing follows it on its connection.
+    pub(crate) is_last: bool,
     /// Under which instant and number the timers know it.
     pub(crate) armed: Option<(Instant, u64)>,
     /// Its number among those who wait for a place.
@@ -129,6 +131,7 @@ impl Exchange {
             connection: None,
             connect_timeout: None,
             tls_timeout: None,
+            is_last: false,
             armed: None,
             waiting: None,
             is_unread: false,
@@ -391,11 +394,8 @@ impl Exchange {
         if self.reader.is_complete() {
             let is_whole = self.unwritten().is_empty() && !self.sink.has_surplus();
             let is_sound = !has_failed || self.is_plain_refusal();
-            return if is_whole && is_sound && self.reader.keeps_alive() {
-                Next::Keep
-            } else {
-                Next::Close
-            };
+            let can_go_on = !self.is_last && self.reader.keeps_alive();
+            return if is_whole && is_sound && can_go_on { Next::Keep } else { Next::Close };
         }
         if has_failed || self.sink.has_surplus() || self.reader.is_close_delimited() {
             return Next::Close;

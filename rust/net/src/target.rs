@@ -196,7 +196,11 @@ impl Target {
             request.body.map(<[u8]>::len),
         )?;
         bytes.extend_from_slice(request.body.unwrap_or_default());
-        Ok(Prepared { target: self.clone(), bytes })
+        // RFC 9112, section 9.6: who sends this sends no further request.
+        let is_last = request.headers.iter().any(|(name, value)| {
+            name.eq_ignore_ascii_case(b"connection") && value.eq_ignore_ascii_case(b"close")
+        });
+        Ok(Prepared { target: self.clone(), bytes, is_last })
     }
 
     /// Sends a request, whose response goes to `sink`. Never waits.
@@ -228,6 +232,7 @@ impl Target {
 pub struct Prepared {
     target: Target,
     bytes: Vec<u8>,
+    is_last: bool,
 }
 
 impl Prepared {
@@ -237,10 +242,11 @@ impl Prepared {
     ///
     /// In a forked process.
     pub fn submit(self, sink: Box<dyn Sink>, bounds: Bounds) -> Result<EventStream, SubmitError> {
-        let Self { target, bytes } = self;
+        let Self { target, bytes, is_last } = self;
         let mut exchange = Exchange::new(target.0.key, bytes, sink, target.0.config.http);
         exchange.connect_timeout = bounds.connect;
         exchange.tls_timeout = bounds.tls;
+        exchange.is_last = is_last;
         let key = target.shared().outside(|state, now| Some(state.submit(exchange, now)));
         key.map(|key| EventStream::new(target, key)).ok_or(SubmitError::Forked)
     }

@@ -198,3 +198,37 @@ fn an_answer_before_the_request_is_read_counts() {
     }
     thread.join().unwrap();
 }
+
+#[test]
+fn a_request_that_says_it_is_the_last_is() {
+    let (address, thread) = server(
+        |_, mut socket| {
+            read_request(&mut socket);
+            write(&mut socket, HEAD);
+            write(&mut socket, &chunk(STOP));
+            write(&mut socket, "0\r\n\r\n");
+            wait_for_close(&mut socket);
+        },
+        2,
+    );
+    let reactor = reactor();
+    let target = reactor.target(config(address));
+    for _ in 0..2 {
+        let request = worker_adapters_net::Request {
+            method: "POST",
+            path: "/completion",
+            headers: &[(b"Connection", b"close")],
+            body: Some(b"{}"),
+        };
+        let sink = decoder(worker_adapters_core::StreamConfig::new("llamacpp"));
+        let bounds = worker_adapters_net::Bounds::default();
+        let mut stream = target.submit(&request, sink, bounds).unwrap();
+        let events = collect(&reactor, &mut stream);
+        assert_eq!(kinds(&events), ["started", "end"]);
+        drop(stream);
+        while reactor.connections() > 0 {
+            reactor.turn(Some(GUARD)).unwrap();
+        }
+    }
+    thread.join().unwrap();
+}
