@@ -74,6 +74,9 @@ fn value_after(text: &[u8], name: Range<usize>, kind: Name) -> Option<Range<usiz
     if matches!(kind, Name::Authorization | Name::Cookie) {
         at = unfolded(text, at);
     }
+    if opens_object(text, at) {
+        return None;
+    }
     let at = unwrapped(text, at);
     let escapes = run(text, at, |byte| byte == b'\\') - at;
     let (opening, prefixed) = match (byte(text, at + escapes), byte(text, at + escapes + 1)) {
@@ -112,6 +115,14 @@ fn unfolded(text: &[u8], at: usize) -> usize {
     };
     let end = short_run(text, next, BETWEEN, blank);
     if end > next { end } else { at }
+}
+
+/// Whether an object begins here: its fields have names of their own. `PWD={…}` is none.
+fn opens_object(text: &[u8], at: usize) -> bool {
+    byte(text, at) == b'{' && {
+        let first = short_run(text, at + 1, BETWEEN, |b| b.is_ascii_whitespace() || b == b'\\');
+        quote(byte(text, first)) || byte(text, first) == b'}'
+    }
 }
 
 /// Past the types that a quoted value is wrapped in, `Some(`, `SecretStr(`, and past brackets.
@@ -245,12 +256,13 @@ fn line_end(text: &[u8], at: usize) -> usize {
     text.len()
 }
 
-/// What follows the first colon, unless that is a number, as in `--user 1000:1000`.
+/// What follows the first colon, unless that is a number, as in `--user 1000:1000`, or a URL.
 fn password(text: &[u8], value: Range<usize>) -> Range<usize> {
     let colon = memchr::memchr(b':', stretch(text, value.clone()));
     let start = colon.map_or(value.end, |colon| value.start + colon + 1);
-    let number = stretch(text, start..value.end).iter().all(u8::is_ascii_digit);
-    if number { value.end..value.end } else { start..value.end }
+    let password = stretch(text, start..value.end);
+    let is_none = password.iter().all(u8::is_ascii_digit) || password.starts_with(b"//");
+    if is_none { value.end..value.end } else { start..value.end }
 }
 
 /// Words in the place of a secret: that there is none, of what type it is, what is wrong with it.
@@ -332,6 +344,7 @@ mod tests {
             "serve --api-key=S3",
             "serve --api-key 'S3' -p 1",
             "{APIKey:S3 Timeout:3s}",
+            r#"{"secret": {"password": "S3"}}"#,
             "secret => S3",
             "curl -u me:S3 http://h",
             "curl --user 'me:S3' http://h",
@@ -343,6 +356,7 @@ mod tests {
         }
         assert_eq!(found(r#"{"password": "a\"b c"}"#), [r#"a\"b c"#]);
         assert_eq!(found(r"password=a\b"), [r"a\b"]);
+        assert_eq!(found("Uid=me;Pwd={S3};"), ["{S3"]);
         assert_eq!(found("?token=a&key=b http://h#code=c"), ["a", "b", "c"]);
     }
 
@@ -377,10 +391,14 @@ mod tests {
             "Token::new(a)",
             "token://host",
             r#"{"kind":"token","data":{"t":"x"}}"#,
+            r#"{"token":{"id":1,"text":"x"}}"#,
+            r#"{\"token\": { \"id\": 1}}"#,
+            "token={}",
             "Bearer of bad news",
             "basic authentication",
             "docker run --user 1000:1000 image",
             "-u name",
+            "-u http://127.0.0.1:8000",
             "--api-key --port",
             "user: name:word",
             "secret, or not",
