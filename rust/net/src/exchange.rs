@@ -314,9 +314,9 @@ impl Exchange {
     }
 
     /// The connection has broken.
-    pub(crate) fn broken(&mut self, detail: Detail, now: Instant) -> Next {
+    pub(crate) fn broken(&mut self, detail: Detail, message: &str, now: Instant) -> Next {
         let at = self.arrival(now);
-        self.fail(detail, at);
+        self.fail_with(detail, message, at);
         Next::Close
     }
 
@@ -328,6 +328,8 @@ impl Exchange {
     pub(crate) fn fail_with(&mut self, detail: Detail, message: &str, now: Instant) {
         let processed = match self.status {
             Some(_) => None,
+            // Who refuses our certificate reads nothing of what came with it.
+            None if detail == Detail::Tls => None,
             None if self.is_sent() => Some(Processed::Unknown),
             None => Some(Processed::No),
         };

@@ -133,13 +133,9 @@ impl Link {
                 Err(error) => return Err(error),
             }
             self.fault = tls.process_new_packets().err();
-            // A peer that only lets us write is answered when the socket takes it.
-            match tls.write_tls(&mut self.socket) {
-                Err(error) if error.kind() != ErrorKind::WouldBlock && self.fault.is_none() => {
-                    return Err(error);
-                }
-                _ => {}
-            }
+            // What TLS has to say by itself waits if the socket does not take it. A peer that takes
+            // no more may have said why: that is what the next read brings.
+            let _ = tls.write_tls(&mut self.socket);
         }
     }
 

@@ -539,7 +539,13 @@ impl State {
                 Ok(Got::Nothing) => break,
                 Ok(Got::Closed) => exchange.closed(true, now),
                 Ok(Got::Cut) => exchange.closed(false, now),
-                Err(error) => exchange.broken(read_detail(&error), now),
+                Err(error) => match tls_error(&error) {
+                    Some(fault) => {
+                        let message = tls::fault_message(fault);
+                        exchange.broken(tls::late_fault_detail(fault), &message, now)
+                    }
+                    None => exchange.broken(Detail::Reset, "", now),
+                },
             };
             if next != Next::Hold {
                 // A peer that closes after each response says so in the same breath.
@@ -551,7 +557,7 @@ impl State {
             Next::Hold
         } else {
             // The peer took no more, and has nothing to say about it.
-            exchange.broken(Detail::Reset, now)
+            exchange.broken(Detail::Reset, "", now)
         }
     }
 
@@ -691,10 +697,6 @@ impl Leftovers {
             let _ = catch_unwind(AssertUnwindSafe(|| drop(exchange)));
         }
     }
-}
-
-fn read_detail(error: &io::Error) -> Detail {
-    tls_error(error).map_or(Detail::Reset, tls::late_fault_detail)
 }
 
 fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
