@@ -174,13 +174,13 @@ impl Reactor {
     /// How many connections there are: in use, at rest or being opened.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.stats().connections
+        if self.is_forked() { 0 } else { self.0.state().open_connections() }
     }
 
     /// How many of them rest until the next request.
     #[must_use]
     pub fn resting(&self) -> usize {
-        self.stats().resting
+        if self.is_forked() { 0 } else { self.0.state().resting_connections() }
     }
 
     /// What there is at the moment; nothing in a forked process.

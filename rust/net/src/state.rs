@@ -206,12 +206,20 @@ impl State {
         Leftovers { wakers: std::mem::take(&mut self.wakers), dead: std::mem::take(&mut self.dead) }
     }
 
+    pub(crate) fn open_connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    pub(crate) fn resting_connections(&self) -> usize {
+        self.pools.iter().map(|(_, pool)| pool.idle.len()).sum()
+    }
+
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             exchanges: self.exchanges.len(),
             waiting: self.pools.iter().map(|(_, pool)| pool.waiting.len()).sum(),
-            connections: self.connections.len(),
-            resting: self.pools.iter().map(|(_, pool)| pool.idle.len()).sum(),
+            connections: self.open_connections(),
+            resting: self.resting_connections(),
             clocks: self.clocks.len() + self.rests.len(),
             events: self.exchanges.iter().map(|(_, exchange)| exchange.pending()).sum(),
         }
