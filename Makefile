@@ -40,7 +40,7 @@ dist: export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 .PHONY: help
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(BUILT) ## stream from a real llama.cpp server; URL=http://host:port uses yours instead
@@ -83,8 +83,16 @@ fmt: $(call stamp,DEV) ## format Rust and Python and apply ruff's safe fixes
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: $(call stamp,BENCH) $(BUILT) ## measure decoding beside its peers and rewrite benches/RESULTS.md
+bench: $(call stamp,BENCH) $(BUILT) ## measure it beside its peers in 10 minutes and rewrite benches/RESULTS.md
 	$(BIN)/python -m benches.python.report
+
+.PHONY: bench-full
+bench-full: $(call stamp,BENCH) $(BUILT) ## the same at length; broken off, it goes on where it stopped
+	$(BIN)/python -m benches.python.report --full
+
+.PHONY: bench-instructions
+bench-instructions: $(BIN)/python ## count the instructions of decoding per event, which repeat exactly
+	$(BIN)/python -m benches.python.instructions --cargo $(CARGO) --check benches/instructions.json $(ARGS)
 
 .PHONY: build
 build: $(BUILT) ## build the extension into the virtual environment

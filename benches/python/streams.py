@@ -2,9 +2,9 @@
 
 ``vllm_chat`` is what vLLM's chat endpoint sends (about 260 bytes an event), ``llamacpp`` what
 llama.cpp's ``/completion`` sends. ``vllm_chat_unlike`` is the former with the keys of every other
-event turned round, so that no event looks like the one before, which no engine does. The texts
-look like English tokens, one in twenty with JSON escapes, one in fifty outside ASCII. As a program
-it writes the streams to files for others::
+event turned round, so that no event looks like the one before, which no engine does. ``tgi`` is
+what TGI's ``/generate_stream`` sends. The texts look like English tokens, one in twenty with JSON
+escapes, one in fifty outside ASCII. As a program it writes the streams to files for others::
 
     streams.py DIRECTORY [EVENTS]
 """
@@ -47,6 +47,8 @@ class Stream:
     dialect: str
     texts: tuple[str, ...]
     events: tuple[bytes, ...]
+    before: int = 0
+    """How many events come before the first token's."""
 
     @property
     def body(self) -> bytes:
@@ -57,6 +59,15 @@ class Stream:
     def bytes_per_event(self) -> float:
         """The mean size of an event."""
         return len(self.body) / len(self.events)
+
+    def parts(self) -> dict[str, bytes]:
+        """Return what comes before the tokens, the tokens, and what comes after them."""
+        first, last = self.before, self.before + len(self.texts)
+        return {
+            "head": b"".join(self.events[:first]),
+            "body": b"".join(self.events[first:last]),
+            "tail": b"".join(self.events[last:]),
+        }
 
     def reads(self, size: int | None) -> tuple[bytes, ...]:
         """Cut the body into network reads of ``size`` bytes, or one per event for None."""
@@ -144,6 +155,7 @@ def vllm_chat(count: int = EVENTS, *, unlike: bool = False) -> Stream:
             _event({**common, "choices": [], "usage": usage}),
             _event("[DONE]"),
         ),
+        before=1,
     )
 
 
@@ -189,10 +201,55 @@ def llamacpp(count: int = EVENTS) -> Stream:
     return Stream("llamacpp", "llamacpp", tokens, (*map(_event, partial), _event(final)))
 
 
+def tgi(count: int = EVENTS) -> Stream:
+    """Return a generation as TGI streams it; the last token's event holds the whole text, too."""
+    rng = random.Random(13)
+    tokens = texts(count)
+
+    def frame(number: int, text: str) -> dict[str, object]:
+        is_last = number == count
+        return {
+            "index": number,
+            "token": {
+                "id": rng.randrange(128_256),
+                "text": text,
+                "logprob": -round(rng.expovariate(2), 7),
+                "special": False,
+            },
+            "generated_text": "".join(tokens) if is_last else None,
+            "details": {"finish_reason": "length", "generated_tokens": count, "seed": None}
+            if is_last
+            else None,
+        }
+
+    return Stream(
+        "tgi",
+        "tgi",
+        tokens,
+        tuple(
+            _event(frame(number, text)).replace(b"data: ", b"data:", 1)
+            for number, text in enumerate(tokens, 1)
+        ),
+    )
+
+
+def stamped() -> Stream:
+    """Return a chat of one token with room for a time, which the replay server writes there."""
+    chat = vllm_chat(1)
+    (text,) = chat.texts
+    room = _event("0" * 18)[6:-2]
+    events = tuple(
+        event.replace(json.dumps(text, ensure_ascii=False).encode(), b'"%s"' % room)
+        for event in chat.events
+    )
+    return Stream("stamped", chat.dialect, ("0" * 18,), events, before=chat.before)
+
+
 STREAMS: dict[str, Callable[[int], Stream]] = {
     "vllm_chat": vllm_chat,
     "vllm_chat_unlike": partial(vllm_chat, unlike=True),
     "llamacpp": llamacpp,
+    "tgi": tgi,
 }
 
 

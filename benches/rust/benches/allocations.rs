@@ -51,7 +51,7 @@ fn allocations(engine: &str, reads: &[Vec<u8>]) -> u64 {
 fn main() {
     const SHORT: usize = 2_000;
     const LONG: usize = 20_000;
-    for body in [Body::vllm_chat as fn(usize) -> Body, Body::llamacpp] {
+    for body in [Body::vllm_chat as fn(usize) -> Body, Body::llamacpp, Body::tgi] {
         let (short, long) = (body(SHORT), body(LONG));
         for (pieces, size) in
             [("per_event", None), ("64KiB", Some(64 << 10)), ("1500B", Some(1500))]

@@ -9,7 +9,7 @@ use worker_adapters_benches::{Body, decode};
 const FRAMES: usize = 20_000;
 
 fn decoding(criterion: &mut Criterion) {
-    for body in [Body::vllm_chat(FRAMES), Body::llamacpp(FRAMES)] {
+    for body in [Body::vllm_chat(FRAMES), Body::llamacpp(FRAMES), Body::tgi(FRAMES)] {
         let mut group = criterion.benchmark_group(body.name);
         group.throughput(Throughput::Elements(FRAMES as u64));
         let mut events = Vec::new();

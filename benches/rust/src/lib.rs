@@ -75,6 +75,22 @@ impl Body {
         })
     }
 
+    /// `count` frames of TGI's native stream, about 120 bytes each.
+    #[must_use]
+    pub fn tgi(count: usize) -> Self {
+        Self::render("tgi", "tgi", count, |at, word, out| {
+            let _ = write!(
+                out,
+                "data:{{\"index\":{},\"token\":{{\"id\":{},\"text\":\"{word}\",\
+                 \"logprob\":-0.{},\"special\":false}},\"generated_text\":null,\
+                 \"details\":null}}\n\n",
+                at + 1,
+                at * 7919 % 128_256,
+                at * 104_729 % 10_000_000
+            );
+        })
+    }
+
     fn render(
         name: &'static str,
         engine: &'static str,
