@@ -1,20 +1,25 @@
 """Run every benchmark and write benches/RESULTS.md: the machine, the versions, the tables.
 
-``make bench`` calls it. Rust figures come from criterion's own files and from the counting
-allocator's output, Python figures from decode.py, each run as its own process.
+``make bench`` calls it, ``make bench-full`` with ``--full``. Rust figures come from criterion's own
+files and from the counting allocator's output, Python figures from decode.py and endtoend.py, each
+run as its own process. The long form goes on where it was broken off.
 """
 
+import argparse
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from benches.python.endtoend import PACKAGES, Measured
+from benches.python.targets import section, target_rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
@@ -38,7 +43,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def machine() -> list[str]:
+def machine(command: str) -> list[str]:
     """Describe what the figures were measured on and with."""
     cpu = next(
         (
@@ -50,9 +55,9 @@ def machine() -> list[str]:
     )
     kernel = ".".join(platform.release().split(".")[:2])
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    peers = ", ".join(f"{name} {version(name)}" for name in ("msgspec", "httpx-sse", "httpx"))
+    peers = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return [
-        f"Written by `make bench` on {datetime.now(UTC):%Y-%m-%d}.",
+        f"Written by `{command}` on {datetime.now(UTC):%Y-%m-%d}.",
         "",
         (
             f"- machine: {os.cpu_count()} cores of {cpu}, {platform.system()} "
@@ -67,9 +72,8 @@ def machine() -> list[str]:
     ]
 
 
-def python_section() -> list[str]:
-    """Run decode.py and render its tables."""
-    found: dict[str, Any] = json.loads(output([sys.executable, "-m", "benches.python.decode"]))
+def python_section(found: Mapping[str, Any]) -> list[str]:
+    """Render the tables of decode.py."""
     lines = [
         "## Into Python, beside peers",
         "",
@@ -168,12 +172,64 @@ def rust_section() -> list[str]:
     ]
 
 
+def targets(measured: Measured, decoding: Sequence[tuple[str, ...]]) -> list[str]:
+    """Render what was aimed at, and whether it was met."""
+    rows = [*decoding, *target_rows(measured)]
+    return ["## Targets", "", *table(("", "target", "measured", "met"), rows)]
+
+
+def decoding_rows(python: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the targets of decoding in memory; criterion has run."""
+    per_event = {name: median / n.get("Elements", 1) for name, median, _, _, n in criterion()}
+    for what, streams, bound in (
+        ("decode in Rust, vLLM chat", ("vllm_chat",), 150),
+        ("decode in Rust, llama.cpp and TGI frames", ("llamacpp", "tgi"), 100),
+    ):
+        found = [per_event[name] for name in per_event if name.partition("/")[0] in streams]
+        if found:
+            yield what, f"≤ {bound} ns", f"{max(found):,.0f} ns", _met(max(found), bound)
+    for what, contender, bound in (
+        ("into Python, every text read", "worker-adapters, every text read", 300),
+    ):
+        medians = {
+            row["reads"]: row["median_ns"]
+            for row in python["rows"]
+            if (row["stream"], row["contender"]) == ("vllm_chat", contender)
+        }
+        told = ", ".join(f"{median:,.0f} ns ({reads})" for reads, median in medians.items())
+        yield what, f"≤ {bound} ns", told, _met(max(medians.values()), bound)
+
+
+def _met(figure: float, bound: float) -> str:
+    return "yes" if figure <= bound else "**no**"
+
+
 def main() -> None:
     """Run the benchmarks and rewrite RESULTS.md."""
-    lines = ["# Benchmark results", "", *machine()]
-    lines += python_section()
-    lines += rust_section()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--full", action="store_true", help="every scenario, more rounds")
+    parser.add_argument("--fresh", action="store_true", help="measure again what has been")
+    parser.add_argument("--rounds", type=int, help="of the end-to-end part")
+    arguments = parser.parse_args()
+    lines = [
+        "# Benchmark results",
+        "",
+        *machine("make bench-full" if arguments.full else "make bench"),
+    ]
+    rounds = arguments.rounds or (5 if arguments.full else 3)
+    measured = Measured(full=arguments.full, rounds=rounds, fresh=arguments.fresh)
+    # Before the others, which leave the machine warm.
+    measured.measure([])
+    decoded: dict[str, Any] = json.loads(output([sys.executable, "-m", "benches.python.decode"]))
+    rust = rust_section()
+    lines += targets(measured, list(decoding_rows(decoded)))
+    lines += section(measured, ROOT, table)
+    lines += python_section(decoded)
+    lines += rust
     RESULTS.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    measured.done()
     print(f"wrote {RESULTS.relative_to(ROOT)}")
 
 
