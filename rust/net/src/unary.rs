@@ -31,6 +31,8 @@ pub struct Call {
     pub redactor: Redactor,
     /// How long the whole call may take; 30 s.
     pub timeout: Option<Duration>,
+    /// When the time budget of whoever asks ends.
+    pub deadline: Option<Instant>,
     /// How long connecting may take.
     pub bounds: Bounds,
     /// How large the answer may be; [`ANSWER_BYTES`].
@@ -46,6 +48,7 @@ impl Call {
             rules: Arc::default(),
             redactor: Redactor::default(),
             timeout: Some(Duration::from_secs(30)),
+            deadline: None,
             bounds: Bounds::default(),
             max_bytes: ANSWER_BYTES,
         }
@@ -124,6 +127,15 @@ impl Answer {
         });
     }
 
+    fn is_past_deadline(&self, now: Instant) -> bool {
+        self.call.deadline.is_some_and(|deadline| deadline <= now)
+    }
+
+    fn past_deadline(&self, phase: Phase) -> WorkerError {
+        let message = format!("the deadline passed in phase {phase}");
+        self.call.error(Detail::Deadline, phase, &message)
+    }
+
     fn refused(&self, status: u16) -> WorkerError {
         let Call { engine, rules, redactor, .. } = &self.call;
         rules.classify(engine, &EngineError::from_body(status, &self.kept), Phase::Head, redactor)
@@ -179,10 +191,14 @@ impl Sink for Answer {
         phase: Phase,
         processed: Option<Processed>,
         message: &str,
-        _: Instant,
+        now: Instant,
         out: &mut Vec<TokenEvent>,
     ) {
-        let mut error = self.call.error(detail, phase, message);
+        let mut error = if self.is_past_deadline(now) {
+            self.past_deadline(phase)
+        } else {
+            self.call.error(detail, phase, message)
+        };
         error.processed = processed.unwrap_or(error.processed);
         self.end(Err(error), out);
     }
@@ -194,17 +210,22 @@ impl Sink for Answer {
     fn reader(&mut self, _: bool, _: Instant) {}
 
     fn tick(&mut self, now: Instant, out: &mut Vec<TokenEvent>) {
-        if self.due.is_some_and(|due| due <= now) {
+        if self.is_past_deadline(now) {
+            self.end(Err(self.past_deadline(Phase::Head)), out);
+        } else if self.due.is_some_and(|due| due <= now) {
             self.end(Err(self.call.error(Detail::UnaryTimeout, Phase::Head, "")), out);
         }
     }
 
     fn next_wakeup(&self) -> Option<Instant> {
-        if self.is_over { None } else { self.due }
+        if self.is_over {
+            return None;
+        }
+        self.due.into_iter().chain(self.call.deadline).min()
     }
 
     fn deadline(&self) -> Option<Instant> {
-        None
+        self.call.deadline
     }
 
     fn phase(&self) -> Phase {
