@@ -16,7 +16,7 @@ use worker_adapters_core::time::Instant;
 use crate::clock::{Clock, Monotonic};
 use crate::exchange::Exchange;
 use crate::resolver::{Resolve, Resolver, SystemResolver};
-use crate::state::{State, Stats};
+use crate::state::{Leftovers, State, Stats};
 use crate::target::{Target, TargetConfig};
 
 /// How many sockets one wait can report; the rest follow in the next.
@@ -253,8 +253,19 @@ impl Shared {
     ///
     /// Does nothing in a forked process: its sockets, and whoever held the lock, are the other's.
     pub(crate) fn outside<T: Default>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
+        let (outcome, leftovers) = self.change(change);
+        leftovers.settle();
+        outcome
+    }
+
+    /// As [`outside`](Self::outside), for a caller who has locks of its own to release before
+    /// anybody is woken.
+    pub(crate) fn change<T: Default>(
+        &self,
+        change: impl FnOnce(&mut State, Instant) -> T,
+    ) -> (T, Leftovers) {
         if self.is_forked() {
-            return T::default();
+            return Default::default();
         }
         let (outcome, next, is_unread, leftovers) = {
             let mut state = self.state();
@@ -266,8 +277,7 @@ impl Shared {
         if is_earlier || is_unread {
             let _ = self.waker.wake();
         }
-        leftovers.settle();
-        outcome
+        (outcome, leftovers)
     }
 
     pub(crate) fn is_forked(&self) -> bool {

@@ -690,6 +690,7 @@ fn write(exchange: &mut Exchange, link: &mut Link, now: Instant) -> io::Result<b
 
 /// What is to be woken and dropped with no lock held.
 #[derive(Default)]
+#[must_use]
 pub(crate) struct Leftovers {
     wakers: Vec<Waker>,
     dead: Vec<Exchange>,

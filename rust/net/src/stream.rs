@@ -9,6 +9,7 @@ use worker_adapters_core::error::Phase;
 use worker_adapters_core::event::TokenEvent;
 
 use crate::exchange::Exchange;
+use crate::state::Leftovers;
 use crate::target::Target;
 
 /// The events of one exchange, as they come.
@@ -88,8 +89,15 @@ impl EventStream {
     /// Ends the exchange with `finish_reason: cancelled`, unless it has ended, and closes its
     /// connection. Tokens that nobody has taken are taken back. Whether there was anything to end.
     pub fn cancel(&mut self) -> bool {
+        let (was_running, leftovers) = self.cancel_unheard();
+        leftovers.settle();
+        was_running
+    }
+
+    /// Cancels, and leaves it to the caller to tell whoever waits.
+    pub(crate) fn cancel_unheard(&mut self) -> (bool, Leftovers) {
         self.taken.retain(TokenEvent::is_terminal);
-        self.target.shared().outside(|state, now| state.cancel(self.key, now))
+        self.target.shared().change(|state, now| state.cancel(self.key, now))
     }
 
     /// The response's status, once it is there.

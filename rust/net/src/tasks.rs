@@ -16,6 +16,7 @@ use worker_adapters_core::redact::Redactor;
 use worker_adapters_core::task::Uuid;
 
 use crate::sink::Sink;
+use crate::state::Leftovers;
 use crate::stream::EventStream;
 use crate::target::{Bounds, Request, Target};
 
@@ -62,12 +63,17 @@ impl Slot {
 
     /// Whether there was anything to cancel.
     fn cancel(&self) -> bool {
-        let mut task = self.lock();
-        let was_cancelled = std::mem::replace(&mut task.is_cancelled, true);
-        match &mut task.stream {
-            Some(stream) => stream.cancel(),
-            None => !was_cancelled,
-        }
+        let (was_running, leftovers) = {
+            let mut task = self.lock();
+            let was_cancelled = std::mem::replace(&mut task.is_cancelled, true);
+            match &mut task.stream {
+                Some(stream) => stream.cancel_unheard(),
+                None => (!was_cancelled, Leftovers::default()),
+            }
+        };
+        // With no lock held: whoever is woken may come right back.
+        leftovers.settle();
+        was_running
     }
 }
 

@@ -16,6 +16,7 @@ use worker_adapters_core::StreamConfig;
 use worker_adapters_core::error::{Phase, Processed};
 use worker_adapters_core::event::TokenEvent;
 use worker_adapters_core::time::Instant;
+use worker_adapters_net::happy_eyeballs::ATTEMPT_DELAY;
 use worker_adapters_net::origin::Origin;
 use worker_adapters_net::resolver::Resolve;
 use worker_adapters_net::{
@@ -78,6 +79,33 @@ fn connecting_is_bounded() {
     assert_eq!(failure(&events).processed, Processed::No);
     assert!(!stream.is_sent());
     assert_eq!(rig.reactor.connections(), 0);
+    drop((stream, target));
+    rig.is_empty();
+}
+
+#[test]
+fn a_dead_address_costs_the_attempt_delay() {
+    struct Both(Vec<SocketAddr>);
+    impl Resolve for Both {
+        fn resolve(&self, _: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
+            Ok(self.0.clone())
+        }
+    }
+    let (_listener, _fillers, dead) = deaf();
+    let alive = TcpListener::bind("127.0.0.1:0").unwrap();
+    let both = Both(vec![dead, alive.local_addr().unwrap()]);
+    let rig = Rig::resolving(Arc::new(both));
+    let origin = Origin::parse("http://engine.test:8080").unwrap().0;
+    let target = rig.reactor.target(TargetConfig::new(origin));
+    let stream = submit(&target);
+    rig.until(|| stream.phase() == Phase::Connect);
+    rig.advance(ATTEMPT_DELAY.saturating_sub(NANO));
+    rig.turn();
+    alive.set_nonblocking(true).unwrap();
+    assert!(alive.accept().is_err());
+    rig.advance(NANO);
+    rig.until(|| stream.phase() == Phase::Head);
+    assert_eq!(rig.reactor.connections(), 1);
     drop((stream, target));
     rig.is_empty();
 }

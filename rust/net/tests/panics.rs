@@ -291,6 +291,66 @@ fn a_sink_that_panics_over_its_failure_or_its_cancelling_has_ended_as_well() {
 }
 
 #[test]
+fn a_sink_whose_clock_never_stops_does_not_stop_the_reactor() {
+    /// Says that a clock has run out, and does nothing about it.
+    struct Idle(Box<StreamDecoder>);
+    impl Sink for Idle {
+        fn dispatched(&mut self, now: Instant) {
+            self.0.dispatched(now);
+        }
+        fn head(&mut self, head: &ResponseHead<'_>, now: Instant, out: &mut Vec<TokenEvent>) {
+            self.0.head(head, now, out);
+        }
+        fn body(&mut self, bytes: &[u8], now: Instant, out: &mut Vec<TokenEvent>) {
+            self.0.feed(bytes, now, out);
+        }
+        fn finish(&mut self, complete: bool, now: Instant, out: &mut Vec<TokenEvent>) {
+            self.0.finish(complete, now, out);
+        }
+        fn fail(
+            &mut self,
+            _: Detail,
+            _: Phase,
+            _: Option<Processed>,
+            _: &str,
+            _: Instant,
+            _: &mut Vec<TokenEvent>,
+        ) {
+        }
+        fn cancel(&mut self, now: Instant, out: &mut Vec<TokenEvent>) {
+            self.0.cancel(now, out);
+        }
+        fn reader(&mut self, _: bool, _: Instant) {}
+        fn tick(&mut self, _: Instant, _: &mut Vec<TokenEvent>) {}
+        fn next_wakeup(&self) -> Option<Instant> {
+            Some(Instant::default())
+        }
+        fn deadline(&self) -> Option<Instant> {
+            None
+        }
+        fn phase(&self) -> Phase {
+            self.0.phase()
+        }
+        fn is_terminal(&self) -> bool {
+            self.0.is_terminal()
+        }
+        fn tokens_emitted(&self) -> u64 {
+            self.0.tokens_emitted()
+        }
+        fn has_surplus(&self) -> bool {
+            self.0.dropped_after_end() > 0
+        }
+    }
+    let rig = Rig::new();
+    let target = rig.target();
+    let (mut other, mut other_socket) = rig.open(&target, StreamConfig::new("llamacpp"));
+    let idle = Box::new(Idle(decoder(StreamConfig::new("llamacpp"))));
+    let (mut stream, mut socket) = rig.open_sink(&target, idle);
+    still_serves(&rig, &mut other, &mut other_socket);
+    still_serves(&rig, &mut stream, &mut socket);
+}
+
+#[test]
 fn a_policy_that_panics_allows_nothing() {
     let rig = Rig::new();
     let mut config = rig.config();

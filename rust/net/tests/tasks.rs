@@ -7,8 +7,9 @@
 mod common;
 
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -144,6 +145,40 @@ fn a_reader_that_waits_is_woken_by_a_cancel() {
     let reader = thread::spawn(move || rest(&mut stream));
     assert!(client.tasks.cancel(TASK).sent);
     assert_eq!(kinds(&reader.join().unwrap()), ["end"]);
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_reader_may_read_on_inside_the_call_that_wakes_it() {
+    struct Eager(Mutex<Option<TokenStream>>, mpsc::Sender<usize>);
+    impl Wake for Eager {
+        fn wake(self: Arc<Self>) {
+            if let Some(stream) = &mut *self.0.lock().unwrap() {
+                let mut events = Vec::new();
+                let mut context = Context::from_waker(Waker::noop());
+                let _ = stream.as_mut().poll_batch(&mut context, &mut events);
+                self.1.send(events.len()).unwrap();
+            }
+        }
+    }
+    let (sender, has_sent) = mpsc::channel();
+    let (address, thread) = server(move |_, mut socket| stalls(&mut socket, &sender), 1);
+    let client = client(address);
+    let mut stream = block_on(client.submit(TASK)).unwrap();
+    let mut events = Vec::new();
+    while !kinds(&events).contains(&"token") {
+        block_on(stream.as_mut().next_batch(&mut events));
+    }
+    has_sent.recv_timeout(GUARD).unwrap();
+    let (sender, read) = mpsc::channel();
+    let eager = Arc::new(Eager(Mutex::new(None), sender));
+    let waker = Waker::from(Arc::clone(&eager));
+    let mut context = Context::from_waker(&waker);
+    assert!(stream.as_mut().poll_batch(&mut context, &mut events).is_pending());
+    *eager.0.lock().unwrap() = Some(stream);
+    assert!(client.tasks.cancel(TASK).sent);
+    assert_eq!(read.recv_timeout(GUARD), Ok(1));
+    drop(eager.0.lock().unwrap().take());
     thread.join().unwrap();
 }
 
