@@ -576,6 +576,49 @@ fn a_clock_set_from_outside_is_heard_by_a_turn_that_waits_for_a_later_one() {
 }
 
 #[test]
+fn a_cancel_at_the_moment_of_the_end_gives_one_end() {
+    const ROUNDS: usize = 500;
+    let (address, server) = server(
+        |_, mut socket| {
+            // One request after the other, as long as the client keeps the connection.
+            let mut request = [0; 1024];
+            while socket.read(&mut request).is_ok_and(|size| size > 0) {
+                let answer = format!("{HEAD}{}{}0\r\n\r\n", chunk(&token("x", 1)), chunk(STOP));
+                let _ = socket.write_all(answer.as_bytes());
+            }
+        },
+        ROUNDS,
+    );
+    let reactor = reactor();
+    let driver = reactor.spawn().unwrap();
+    let target = reactor.target(config(address));
+    let mut cancelled = 0;
+    for round in 0..ROUNDS {
+        let mut stream = submit(&target);
+        let mut events = Vec::new();
+        // Ever later, from before the request until after the answer.
+        let began = std::time::Instant::now();
+        while began.elapsed() < Duration::from_micros(round as u64) {
+            stream.take(&mut events);
+        }
+        let before = events.len();
+        let was_running = stream.cancel();
+        cancelled += usize::from(was_running);
+        stream.take(&mut events);
+        // Not one token after it has returned, and one end, whoever was first.
+        assert_eq!(texts(&events[before..]).len(), 0);
+        assert_eq!(events.iter().filter(|event| event.is_terminal()).count(), 1);
+        assert!(events.last().unwrap().is_terminal() && !stream.take(&mut events));
+    }
+    assert!(cancelled > 0, "it was always over");
+    drop((driver, target));
+    assert_eq!(reactor.stats(), Stats::default());
+    while !server.is_finished() {
+        drop(TcpStream::connect(address));
+    }
+}
+
+#[test]
 fn streams_are_cancelled_and_dropped_while_they_are_read() {
     let (address, server) = server(
         |_, mut socket| {

@@ -263,7 +263,14 @@ impl Rig {
     }
 
     pub(crate) fn accept(&self) -> TcpStream {
-        let (socket, _) = self.listener.accept().unwrap();
+        self.listener.set_nonblocking(true).unwrap();
+        let mut accepted = None;
+        self.until(|| {
+            accepted = self.listener.accept().ok();
+            accepted.is_some()
+        });
+        let (socket, _) = accepted.unwrap();
+        socket.set_nonblocking(false).unwrap();
         socket.set_read_timeout(Some(GUARD)).unwrap();
         socket.set_nodelay(true).unwrap();
         socket
