@@ -28,7 +28,7 @@ BENCH := group:bench
 stamp = $(VENV)/.stamp-$(1)-$(shell $(requirements) --hash $($(1)))
 
 RUST_SOURCES := Cargo.toml pyproject.toml $(wildcard Cargo.lock) \
-	$(shell find rust/core/src rust/python -name '*.rs' -o -name Cargo.toml 2>/dev/null)
+	$(shell find rust/core/src rust/net/src rust/python -name '*.rs' -o -name Cargo.toml 2>/dev/null)
 BUILT := $(VENV)/.stamp-built
 
 # Panic messages name source files: without this a binary would tell where it was built.
