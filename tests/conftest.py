@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.transports import TRANSPORTS, Transport
+from worker_adapters.engines import _http
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 CAPTURES = REPOSITORY / "tests" / "captures"
 VECTORS = REPOSITORY / "tests" / "vectors"
@@ -25,3 +28,11 @@ def captures() -> Path:
 def vectors() -> Path:
     """Return the folder of decoder vectors that Rust and Python share."""
     return VECTORS
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Transport:
+    """Have streams come over this one, in adapters that are not told otherwise."""
+    chosen: Transport = request.param
+    monkeypatch.setattr(_http, "DEFAULT_TRANSPORT", chosen)
+    return chosen

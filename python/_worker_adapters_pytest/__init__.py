@@ -47,6 +47,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="replay the recordings of this folder, one folder per engine in it; repeatable",
     )
+    group.addoption(
+        "--transport",
+        choices=["native", "httpx"],
+        help="what streams come over in the suite; else as each adapter has it",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     FakeEngine = Callable[..., engines.ScriptedEngine]
 
+STREAMING = ("generate", "certify", "demo")
+"""The commands that make streams."""
+
 GREEDY = " there was a tiny model, its name is café and it likes 🙂;"
 
 
@@ -135,13 +138,20 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
     return run
 
 
+def over(request: pytest.FixtureRequest, arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the arguments for a child, which streams over the transport that the test is for."""
+    if "transport" not in request.fixturenames or arguments[0] not in STREAMING:
+        return arguments
+    return (*arguments, "--transport", request.getfixturevalue("transport"))
+
+
 @pytest.fixture
-def spawned() -> Command:
+def spawned(request: pytest.FixtureRequest) -> Command:
     """Run the command in a process of its own."""
 
     def run(*arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Done:
         ended = subprocess.run(
-            [sys.executable, "-m", "worker_adapters.cli", *arguments],
+            [sys.executable, "-m", "worker_adapters.cli", *over(request, arguments)],
             input=stdin,
             capture_output=True,
             timeout=30,
@@ -154,13 +164,15 @@ def spawned() -> Command:
 
 
 @pytest.fixture
-def running() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+def running(
+    request: pytest.FixtureRequest,
+) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Start ``worker-adapters`` and leave it running; ended with the test."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "worker_adapters.cli", *arguments],
+            [sys.executable, "-m", "worker_adapters.cli", *over(request, arguments)],
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

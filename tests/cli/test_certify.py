@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.transports import both_transports
 from worker_adapters.testing.conformance import CHECKS
 from worker_adapters.testing.engines import SCRIPTED
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Command, FakeEngine
+
+pytestmark = both_transports
 
 
 @pytest.mark.parametrize("engine", SCRIPTED)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.conftest import GREEDY
+from tests.transports import both_transports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     Running = Callable[..., subprocess.Popen[bytes]]
     Scripted = Callable[..., ScriptedEngine]
+
+pytestmark = both_transports
 
 PROC = Path("/proc")
 

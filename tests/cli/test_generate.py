@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cli.conftest import GREEDY
+from tests.transports import both_transports
 from worker_adapters.testing.engines import PIECES, SCRIPTED
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     Running = Callable[..., subprocess.Popen[bytes]]
     Scripted = Callable[..., ScriptedEngine]
     Recorded = Callable[[str], bytes]
+
+pytestmark = both_transports
 
 KEY = "sk-command-line-0123456789"
 

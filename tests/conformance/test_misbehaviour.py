@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from tests.transports import both_transports
 from worker_adapters import Timeouts, TokenEvent, WorkerError
 from worker_adapters.engines import adapter_class
 from worker_adapters.testing.conformance import Subject, check_events
 from worker_adapters.testing.engines import PIECES, SCRIPTED, scripted_engine
+
+pytestmark = both_transports
 
 QUICK = Timeouts(first_token=0.3, token_gap=0.3, idle=None)
 PATIENT = Timeouts(first_token=20.0, token_gap=20.0, idle=None)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import CAPTURES
+from tests.transports import TRANSPORTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,10 +84,12 @@ def test_somebody_elses_tests(
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_the_suite_as_it_is(
     run: Callable[..., subprocess.CompletedProcess[str]],
     fake_engine: Callable[..., ScriptedEngine],
     tmp_path: Path,
+    transport: str,
 ) -> None:
     home = tmp_path / "captures" / "tgi"
     home.mkdir(parents=True)
@@ -95,7 +98,7 @@ def test_the_suite_as_it_is(
         for path in (CAPTURES / "tgi").glob(f"{name}.*"):
             (home / path.name).write_bytes(path.read_bytes())
     engine = fake_engine("sglang", delay_ms=0.2)
-    suite = ("--pyargs", "worker_adapters.testing.conformance")
+    suite = ("--pyargs", "worker_adapters.testing.conformance", "--transport", transport)
     done = run(*suite, "--certify", f"sglang={engine.url}", "--captures", "captures")
     print(done.stdout)
     assert done.returncode == 0
@@ -110,6 +113,7 @@ def test_the_suite_as_it_is(
     [
         (("--certify", "vllm"), "expected ENGINE=URL"),
         (("--captures", "nowhere"), "no folder in it is called"),
+        (("--transport", "pigeon"), "invalid choice: 'pigeon'"),
     ],
 )
 def test_wrong_options(

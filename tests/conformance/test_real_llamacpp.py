@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.transports import both_transports
 from worker_adapters.engines import adapter_class
 from worker_adapters.testing.conformance import CHECKS, Check, Subject
 from worker_adapters.testing.llamacpp import LlamaCppServer, tiny_model
@@ -13,7 +14,7 @@ from worker_adapters.testing.llamacpp import LlamaCppServer, tiny_model
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, both_transports]
 
 LACKING = {
     "llamacpp": {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.real.triton.support import ensure_installed
+from tests.transports import both_transports
 from worker_adapters.engines.triton import EmbeddingTensors, TritonAdapter
 from worker_adapters.testing.conformance import CHECKS, Check, Subject
 from worker_adapters.testing.triton import TritonServer
@@ -14,7 +15,7 @@ from worker_adapters.testing.triton import TritonServer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, both_transports]
 
 MODELS = ("ensemble", "tensorrt_llm_bls", "tensorrt_llm_bls_accum", "llmapi")
 

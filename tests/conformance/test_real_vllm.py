@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.transports import both_transports
 from worker_adapters.engines import adapter_class
 from worker_adapters.testing.conformance import CHECKS, Check, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(600), both_transports]
 
 START_SECONDS = 480.0
 

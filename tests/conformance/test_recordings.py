@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import CAPTURES
+from tests.transports import both_transports
 from worker_adapters.engines import ENGINES, adapter_class
 from worker_adapters.testing.conformance import CheckFailed, check_recording, find_recordings
 from worker_adapters.testing.replay import Recording, load_recordings
+
+pytestmark = both_transports
 
 FOLDERS = ("llamacpp", "sglang", "tgi", "triton", "vllm")
 RECORDED = [(engine, row) for engine in FOLDERS for row in find_recordings(CAPTURES, engine)]

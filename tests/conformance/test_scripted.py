@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.transports import both_transports
+from tests.unit.wire import eventually
 from worker_adapters.engines import ENGINES, adapter_class
 from worker_adapters.testing.conformance import CHECKS, Check, Report, Subject, named, run_checks
 from worker_adapters.testing.engines import CONTEXT, SCRIPTED, ScriptedEngine, scripted_engine
 
 if TYPE_CHECKING:
     from worker_adapters.adapter import WorkerAdapter
+
+pytestmark = both_transports
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{engine: (engine, {}) for engine in SCRIPTED},
@@ -96,7 +100,7 @@ async def test_what_happens_in_the_engine_when_a_stream_is_left() -> None:
                     await anext(stream)
                     await anext(stream)
                 [generation] = engine.generations
-                await _closed(engine)
+                await eventually(lambda: engine.busy == 0, "the engine is done with it")
                 assert generation.outcome in {"left", "aborted"}, dialect
                 assert generation.sent < 4000
 
@@ -118,12 +122,6 @@ async def test_the_abort_route_names_the_task(dialect: str) -> None:
     # Nobody else's was touched.
     assert collected.finish_reason == "length"
     assert collected.tokens_out == 30
-
-
-async def _closed(engine: ScriptedEngine) -> None:
-    for connection in engine.connections:
-        if not connection.is_over and engine.busy:
-            await connection.over()
 
 
 def mute(adapter: type[WorkerAdapter], **methods: Any) -> type[WorkerAdapter]:

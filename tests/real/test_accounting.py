@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.real.support import ONCE, WANDER, Engine, task
+from tests.transports import both_transports
 from worker_adapters import LlamaCppAdapter
 from worker_adapters.testing.llamacpp import LlamaCppServer
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from worker_adapters import TaskRequest
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, both_transports]
 
 
 async def test_token_counts_equal_the_engine_s_counters(http: httpx.AsyncClient) -> None:

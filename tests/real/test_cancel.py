@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from tests.real.support import eventually, task
+from tests.transports import both_transports
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from tests.real.support import Engine
     from worker_adapters import LlamaCppAdapter, TokenStream
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, both_transports]
 
 # The aim is 0.1 s, usually it is 5 to 30 ms; a busy machine gets the rest.
 WITHIN = 1.0

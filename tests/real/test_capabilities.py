@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.real.support import task
+from tests.transports import both_transports
 from worker_adapters import (
     AdapterCapabilities,
     AdapterError,
@@ -19,7 +20,7 @@ from worker_adapters.testing.llamacpp import LlamaCppServer
 if TYPE_CHECKING:
     from tests.real.support import Engine
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, both_transports]
 
 
 async def test_capabilities_are_what_the_engine_says(

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.real.support import cycle_text, task
+from tests.transports import both_transports
 
 if TYPE_CHECKING:
     from tests.real.support import Engine
     from worker_adapters import LlamaCppAdapter
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, both_transports]
 
 WORDS = (" there", " was", " tiny", " model", " name", " it", " every", " word", " text", " one")
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.real.support import WANDER, cycle_text, task
+from tests.transports import both_transports
 from worker_adapters import LlamaCppAdapter
 
 if TYPE_CHECKING:
     from worker_adapters.testing.llamacpp import LlamaCppServer
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, both_transports]
 
 SEEDS = range(64)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.real.support import cycle_text, task
+from tests.transports import both_transports
 from worker_adapters import AdapterError, LlamaCppAdapter, WorkerReset
 from worker_adapters.testing.llamacpp import LlamaCppServer, tiny_model
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from tests.real.support import Engine
     from worker_adapters import TokenEvent, TokenStream
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, both_transports]
 
 
 async def test_a_prompt_beyond_the_context_is_refused(adapter: LlamaCppAdapter) -> None:

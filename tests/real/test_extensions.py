@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.real.support import ONCE, cycle_text, task
+from tests.transports import both_transports
 from worker_adapters import AdapterError, Extensions, LlamaCppAdapter, SamplerProfile
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from worker_adapters.engines._dispatch import Dispatch
     from worker_adapters.testing.llamacpp import LlamaCppServer
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, both_transports]
 
 # Of every conversation the tiny model makes the same.
 SAID = " hello world! this reply ends here."

@@ -8,13 +8,14 @@ import pytest
 import trio
 
 from tests.real.support import cycle_text, task
+from tests.transports import both_transports
 from worker_adapters import LlamaCppAdapter
 from worker_adapters.sync import SyncWorkerAdapter
 
 if TYPE_CHECKING:
     from worker_adapters.testing.llamacpp import LlamaCppServer
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, both_transports]
 
 
 def test_a_thread_reads_and_cancels(server: LlamaCppServer, slow_server: LlamaCppServer) -> None:

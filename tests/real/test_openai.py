@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.real.support import FINITE, ONCE, Engine, cycle_text, eventually
+from tests.transports import both_transports
 from tests.unit.engines.tasking import task
 from worker_adapters import AdapterError
 from worker_adapters.engines.openai import OpenAiAdapter
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from worker_adapters import TaskRequest
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, both_transports]
 
 HELLO = {"role": "user", "content": "hello"}
 TEXTS = ["every word of text", "café 🙂", "one token at a time"]

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.real.support import eventually, task
+from tests.transports import both_transports
 from worker_adapters import AdapterError, LlamaCppAdapter, PoolUnavailable
 from worker_adapters.testing.llamacpp import LlamaCppServer, tiny_model
 
 if TYPE_CHECKING:
     from tests.real.support import Engine
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, both_transports]
 
 KEY = "sk-real-engine-0123456789"
 

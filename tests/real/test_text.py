@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.real.support import FINITE, ONCE, WANDER, cycle_text, task
+from tests.transports import both_transports
 from worker_adapters import LlamaCppAdapter, SamplerProfile
 
 if TYPE_CHECKING:
     from tests.real.support import Engine
     from worker_adapters.testing.llamacpp import LlamaCppServer
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, both_transports]
 
 KNOWN = (
     " there was a tiny model, its name is café and it likes 🙂; every word of中 text comes from"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.real.support import Engine, task
+from tests.transports import both_transports
 from worker_adapters import AdapterError, LlamaCppAdapter
 from worker_adapters.testing.llamacpp import LlamaCppServer, tiny_model
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, both_transports]
 
 TEXTS = ["every word of text", "café 🙂", "one token at a time"]
 

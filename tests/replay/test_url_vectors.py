@@ -11,10 +11,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.transports import both_transports
 from tests.unit.wire import playing
 from worker_adapters import AdapterError, EgressPolicy, LlamaCppAdapter
 from worker_adapters.transport import TransportError
 from worker_adapters.transport._connect import Dialer
+
+pytestmark = both_transports
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 ROWS: list[dict[str, Any]] = [

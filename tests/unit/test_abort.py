@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.transports import both_transports
 from tests.unit.tasks import task
 from tests.unit.test_stream import gone, shape, until_token
 from tests.unit.virtual_time import run as run_virtually
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from worker_adapters.engines._dispatch import Dispatch
 
     Answering = Callable[[Connection, Received], Awaitable[None]]
+
+pytestmark = both_transports
 
 HELLO = (frame("hel", 1), frame("lo", 2))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.transports import both_transports
 from tests.unit.tasks import adapter, task
 from tests.unit.test_stream import HELLO, gone, saying, shape, streaming, until_token
 from tests.unit.virtual_time import run as run_virtually
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from tests.unit.wire import Connection
     from worker_adapters import TokenStream
+
+pytestmark = both_transports
 
 TOGETHER = chunk(b"".join(f[f.index(b"\r\n") + 2 : -2] for f in (*HELLO, final(2))))
 """The whole answer in one network read."""

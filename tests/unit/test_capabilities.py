@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.transports import both_transports
 from tests.unit.tasks import adapter, task
 from tests.unit.virtual_time import run as run_virtually
 from tests.unit.wire import PROPS, answer, playing
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from tests.unit.wire import Connection, Server
     from worker_adapters import CancelReceipt, SubmitContext, TaskRequest, Timeouts
+
+pytestmark = both_transports
 
 PROMISED = {
     *("streaming", "seed", "cancel", "cancel_in_prefill", "determinism", "chat", "tools"),

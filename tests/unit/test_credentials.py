@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import SecretStr
 
+from tests.transports import both_transports
 from tests.unit.tasks import adapter, task
 from tests.unit.wire import LAST_CHUNK, PROPS, STREAM_HEAD, answer, final, playing
 from worker_adapters import AdapterError, WorkerError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from tests.unit.wire import Connection
     from worker_adapters.engines._credentials import ApiKey
     from worker_adapters.engines.llamacpp import LlamaCppAdapter
+
+pytestmark = both_transports
 
 KEY = "sk-hunter22-first"
 OTHER = "sk-correct-horse-second"

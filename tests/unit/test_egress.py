@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.transports import both_transports
 from tests.unit.tasks import task
 from tests.unit.virtual_time import run as run_virtually
 from tests.unit.wire import PROPS, answer, playing
@@ -23,6 +24,8 @@ from worker_adapters.transport._httpx import HttpxTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+pytestmark = both_transports
 
 GET = Request("GET", "/x")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.transports import both_transports
 from tests.unit.tasks import adapter, task
 from tests.unit.virtual_time import run as run_virtually
 from tests.unit.wire import LAST_CHUNK, PROPS, STREAM_HEAD, answer, final, playing
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from worker_adapters.engines.llamacpp import LlamaCppAdapter
 
     Probe = Callable[[Connection], Awaitable[None]]
+
+pytestmark = both_transports
 
 OK = WorkerHealth(live=True, ready=True)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.transports import both_transports
 from tests.unit.tasks import PROMPT, adapter, task
 from tests.unit.wire import LAST_CHUNK, STREAM_HEAD, answer, final, playing
 from worker_adapters import (
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from tests.unit.wire import Connection, Server
     from worker_adapters.engines.llamacpp import LlamaCppAdapter
+
+pytestmark = both_transports
 
 PROFILE = SamplerProfile(
     name="creative",

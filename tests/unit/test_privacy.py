@@ -12,6 +12,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from tests.transports import both_transports
 from tests.unit.tasks import adapter, fields, task
 from tests.unit.wire import (
     LAST_CHUNK,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     from tests.unit.wire import Connection, Received, Script
     from worker_adapters.engines.llamacpp import LlamaCppAdapter
+
+pytestmark = both_transports
 
 KEY = "sk-canary-0123456789"
 PROMPT = 'Zephyrina\'s "quoted" diary:\n page one, naïvely 漢字漢字漢字 told to nobody at all'

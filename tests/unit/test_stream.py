@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from tests.transports import both_transports, on_httpx, on_native
 from tests.unit.tasks import adapter, task
 from tests.unit.virtual_time import run as run_virtually
 from tests.unit.wire import (
@@ -29,11 +30,17 @@ from worker_adapters.transport._pulled import PulledStream
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
+    from tests.transports import Transport
     from tests.unit.wire import Connection, Received, Script, Server
     from worker_adapters import TokenEvent, TokenStream
     from worker_adapters.engines.llamacpp import LlamaCppAdapter
 
+pytestmark = both_transports
+
 T = TypeVar("T")
+
+QUEUE_EVENTS = 256
+"""How many events of a native stream wait before its socket is no longer read."""
 
 HELLO = (frame("hel", 1), frame("lo", 2))
 
@@ -242,7 +249,7 @@ async def test_a_reset_connection_is_a_worker_reset() -> None:
     assert last.error.detail == "reset"
 
 
-async def test_the_connection_is_used_again_after_a_clean_end() -> None:
+async def test_the_connection_is_used_again_after_a_clean_end(transport: Transport) -> None:
     async def script(connection: Connection, _: Received) -> None:
         await connection.send(STREAM_HEAD, final(0), LAST_CHUNK)
 
@@ -252,7 +259,8 @@ async def test_the_connection_is_used_again_after_a_clean_end() -> None:
     async with playing(engine(script)) as server, Keeping(server.url) as made:
         for _ in range(3):
             await (await made.submit(task())).collect()
-    assert len(server.connections) == 1
+    # Native streams have a pool of their own beside that of the calls.
+    assert len(server.connections) == (2 if transport == "native" else 1)
 
 
 async def test_llamacpp_is_asked_to_close_after_a_stream() -> None:
@@ -389,7 +397,10 @@ class Elsewhere:
     def close(self) -> None:
         if self._thread.is_alive():
             self.stop()
+        # As asyncio.run leaves its loop.
         self.loop.run_until_complete(self._tidy())
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
 
     async def _tidy(self) -> None:
@@ -397,7 +408,6 @@ class Elsewhere:
         for left in pending:
             left.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
-        await self.loop.shutdown_asyncgens()
 
 
 @pytest.mark.parametrize("how", ["stopped", "closed"])
@@ -554,6 +564,7 @@ async def test_two_readers_are_refused() -> None:
         assert await first is None
 
 
+@on_httpx
 async def test_a_timer_is_stopped_in_its_own_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped: list[int] = []
     stop = asyncio.TimerHandle.cancel
@@ -645,6 +656,7 @@ def test_no_byte_for_too_long() -> None:
     run_virtually(main())
 
 
+@on_httpx
 def test_a_slow_reader_is_not_the_engine_s_fault() -> None:
     async def main() -> None:
         go = asyncio.Event()
@@ -659,6 +671,44 @@ def test_a_slow_reader_is_not_the_engine_s_fault() -> None:
             await asyncio.sleep(30.0)
             await until_token(stream)
             await asyncio.sleep(20.0)
+            go.set()
+            assert shape([event async for event in stream]) == ["end:length"]
+
+    run_virtually(main())
+
+
+@on_native
+def test_a_gap_nobody_reads_in_is_the_engine_s_own() -> None:
+    async def main() -> None:
+        timeouts = Timeouts(token_gap=3.0)
+        async with streaming(saying(*HELLO), timeouts=timeouts) as (stream, _, server):
+            assert (await until_token(stream)).t == "hel"
+            await gone(server)
+            events = [event async for event in stream]
+            assert shape(events) == ["lo", "error"]
+            assert isinstance(events[-1].error, DecodeTimeout)
+            assert (events[-1].error.detail, events[-1].error.tokens_emitted) == ("token_gap", 2)
+
+    run_virtually(main())
+
+
+@on_native
+@pytest.mark.parametrize(("count", "text"), [(8 * QUEUE_EVENTS, "x"), (40, "x" * 4096)])
+def test_a_reader_whose_queue_is_full_is_not_the_engine_s_fault(count: int, text: str) -> None:
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def go_on(connection: Connection) -> None:
+            await go.wait()
+            await connection.send(final(count), LAST_CHUNK)
+
+        flood = (frame(text, n) for n in range(1, count + 1))
+        timeouts = Timeouts(token_gap=3.0)
+        async with streaming(saying(*flood, then=go_on), timeouts=timeouts) as (stream, *_):
+            await until_token(stream)
+            await asyncio.sleep(30.0)
+            for _ in range(count - 1):
+                await until_token(stream)
             go.set()
             assert shape([event async for event in stream]) == ["end:length"]
 
@@ -740,6 +790,7 @@ def test_the_first_token_that_arrived_in_time() -> None:
     run_virtually(main())
 
 
+@on_httpx
 async def test_what_arrived_before_a_reader_that_blocked_the_loop() -> None:
     late = 0.0
     go = asyncio.Event()
@@ -767,6 +818,31 @@ async def test_what_arrived_before_a_reader_that_blocked_the_loop() -> None:
         await eventually(lambda: pooled._connection.socket._pieces, "the bytes are here")
         late = 100.0
         assert shape([event async for event in stream]) == ["!", "error"]
+
+
+@on_native
+async def test_what_arrived_while_the_loop_was_blocked() -> None:
+    late = 0.0
+    go, sent = threading.Event(), threading.Event()
+
+    async def go_on(connection: Connection) -> None:
+        await asyncio.to_thread(go.wait, WITHIN)
+        await connection.send(frame("!", 3))
+        sent.set()
+        await connection.until_closed()
+
+    def clock() -> float:
+        return asyncio.get_running_loop().time() + late
+
+    with playing(saying(*HELLO, then=go_on)) as server:
+        async with adapter(server.url, clock=clock) as made:
+            stream = await made.submit(task(deadline_ms=10_000))
+            for text in ("hel", "lo"):
+                assert (await until_token(stream)).t == text
+            go.set()
+            assert sent.wait(WITHIN)
+            late = 100.0
+            assert shape([event async for event in stream]) == ["!", "error"]
 
 
 async def test_a_slow_reader_holds_the_engine_back() -> None:

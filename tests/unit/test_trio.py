@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from tests.transports import both_transports
 from tests.unit.tasks import adapter, task
 from tests.unit.test_stream import shape
 from worker_adapters import PoolUnavailable, TokenStream
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from worker_adapters.testing.engines import ScriptedEngine
+
+pytestmark = both_transports
 
 WITHIN = 5.0
 

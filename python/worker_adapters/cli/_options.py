@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Final, TextIO, TypeAlias
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ __all__ = [
     "Json",
     "Model",
     "Prompt",
+    "Transport",
     "Url",
     "check_engine",
     "check_url",
@@ -58,6 +60,19 @@ Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON on std
 Prompt: TypeAlias = Annotated[
     str | None,
     typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; without it, stdin."),
+]
+
+
+class _Transport(StrEnum):
+    NATIVE = "native"
+    HTTPX = "httpx"
+
+
+Transport: TypeAlias = Annotated[
+    _Transport | None,
+    typer.Option(
+        "--transport", help="What streams come over: native sockets, the default, or httpx."
+    ),
 ]
 
 

@@ -22,6 +22,7 @@ from worker_adapters.cli._options import (
     ApiKeyFile,
     Json,
     Model,
+    Transport,
     check_engine,
     check_url,
     read_api_key,
@@ -54,6 +55,7 @@ def certify(
         list[str] | None,
         typer.Option(metavar="NAME", help="An area, or a check of one; repeatable."),
     ] = None,
+    transport: Transport = None,
     api_key_file: ApiKeyFile = None,
     json: Json = False,
 ) -> None:
@@ -76,7 +78,9 @@ def certify(
     subject = Subject(
         engine,
         url,
-        lambda address: make_adapter(engine, address, api_key=key, model=model),
+        lambda address: make_adapter(
+            engine, address, api_key=key, model=model, transport=transport
+        ),
         prompt=prompt,
         long_tokens=long_tokens,
         chat=chat,

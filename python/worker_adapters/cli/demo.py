@@ -17,7 +17,7 @@ from worker_adapters.cli._console import (
     note,
     run,
 )
-from worker_adapters.cli._options import ApiKeyFile, check_url, read_api_key
+from worker_adapters.cli._options import ApiKeyFile, Transport, check_url, read_api_key
 
 if TYPE_CHECKING:
     from worker_adapters import TokenEvent
@@ -32,6 +32,7 @@ def demo(
     ] = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT")] = "Once upon a time",
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, max=2**31 - 1)] = 96,
+    transport: Transport = None,
     api_key_file: ApiKeyFile = None,
 ) -> None:
     """Start a real llama.cpp server, stream a completion from it, and show what it reports.
@@ -46,7 +47,7 @@ def demo(
     # Entered outside the event loop, so that the engine outlives a cancelled stream's goodbye.
     with guarded(), ExitStack() as stack:
         base_url = _start_engine(stack) if url is None else url
-        status = run(lambda: _demo(base_url, key, prompt, max_tokens))
+        status = run(lambda: _demo(base_url, key, transport, prompt, max_tokens))
     if status:
         raise typer.Exit(status)
 
@@ -69,7 +70,9 @@ def _start_engine(stack: ExitStack) -> str:
     return server.url
 
 
-async def _demo(url: str, key: str | None, prompt: str, max_tokens: int) -> int:
+async def _demo(
+    url: str, key: str | None, transport: Transport, prompt: str, max_tokens: int
+) -> int:
     from worker_adapters import WorkerError
     from worker_adapters.cli._engines import make_adapter
     from worker_adapters.cli._show import show
@@ -79,7 +82,7 @@ async def _demo(url: str, key: str | None, prompt: str, max_tokens: int) -> int:
     task = completion_task(
         "llamacpp", prompt, max_tokens=max_tokens, deadline_ms=600_000, determinism="strict"
     )
-    async with make_adapter("llamacpp", url, api_key=key) as adapter:
+    async with make_adapter("llamacpp", url, api_key=key, transport=transport) as adapter:
         note(f"prompt: {prompt}")
         try:
             stream = await adapter.submit(task)

@@ -14,6 +14,7 @@ from worker_adapters.cli._options import (
     Json,
     Model,
     Prompt,
+    Transport,
     Url,
     check_engine,
     check_url,
@@ -54,6 +55,7 @@ def generate(
     deadline_ms: Annotated[
         int, typer.Option(min=1, max=_INT64, help="Time budget for the whole of it.")
     ] = 600_000,
+    transport: Transport = None,
     api_key_file: ApiKeyFile = None,
     json: Json = False,
 ) -> None:
@@ -79,7 +81,13 @@ def generate(
         determinism="strict" if deterministic else None,
         sampler_profile_version=None if profile is None else profile.version,
     )
-    status = run(lambda: _generate(engine, url, key, model, task, profile, json=json))
+    options = {
+        "api_key": key,
+        "model": model,
+        "sampler_profiles": None if profile is None else (profile,),
+        "transport": transport,
+    }
+    status = run(lambda: _generate(engine, url, task, options, json=json))
     if status:
         raise typer.Exit(status)
 
@@ -98,22 +106,12 @@ def _profile(**settings: Any) -> SamplerProfile | None:
 
 
 async def _generate(
-    engine: str,
-    url: str,
-    key: str | None,
-    model: str | None,
-    task: TaskRequest,
-    profile: SamplerProfile | None,
-    *,
-    json: bool,
+    engine: str, url: str, task: TaskRequest, options: dict[str, Any], *, json: bool
 ) -> int:
     from worker_adapters import WorkerError
     from worker_adapters.cli._show import figures, show
 
-    profiles = None if profile is None else (profile,)
-    async with make_adapter(
-        engine, url, api_key=key, model=model, sampler_profiles=profiles
-    ) as adapter:
+    async with make_adapter(engine, url, **options) as adapter:
         try:
             stream = await adapter.submit(task)
         except WorkerError as error:

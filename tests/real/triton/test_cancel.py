@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.real.triton.support import adapter, eventually, task
+from tests.transports import both_transports
 
 if TYPE_CHECKING:
     from worker_adapters import TokenStream
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from worker_adapters.testing.triton import TritonServer
 
 # The first test installs and starts the server.
-pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300), both_transports]
 
 LONG = "loop=1 delay_ms=10"
 SEES = {

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.real.triton.support import STREAMING, TEXT, adapter, eventually, task
+from tests.transports import both_transports
 from worker_adapters import AdapterError, PoolUnavailable, Timeouts, WorkerError, WorkerReset
 from worker_adapters.engines.triton import TritonAdapter
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from worker_adapters.testing.triton import TritonServer
 
 # The first test installs and starts the server.
-pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300), both_transports]
 
 
 @pytest.mark.parametrize("model", STREAMING)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.real.triton.support import STREAMING, TEXT, TOKENS, adapter, task
+from tests.transports import both_transports
 from worker_adapters import AdapterError, SamplerProfile
 from worker_adapters.engines.triton import EmbeddingTensors
 from worker_adapters.extensions import Constraint, Sampling, TaskExtensions
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from worker_adapters.testing.triton import TritonServer
 
 # The first test installs and starts the server.
-pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300), both_transports]
 
 SPLIT = TEXT.replace("wörld!", "wörld🚀!")
 """The reply with one character that comes in four tokens."""

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+from tests.transports import both_transports
 from tests.unit.engines.played import engine
 from tests.unit.engines.tasking import HELLO, dispatch, task
 from tests.unit.wire import answer
 from worker_adapters import AdapterError, LlamaCppAdapter, WorkerIdentity
 from worker_adapters.engines._dispatch import Unsupported
+
+pytestmark = both_transports
 
 TOOLS = [{"name": "look", "description": "looks"}, {"name": "walk"}]
 IMAGE = {"role": "user", "content": [{"type": "image", "url": "data:image/png;base64,AAAA"}]}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.transports import both_transports
 from tests.unit.engines.played import NOT_FOUND, capture, engine
 from tests.unit.engines.tasking import HELLO, dispatch, payload, task
 from tests.unit.virtual_time import run as run_virtually
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from tests.unit.engines.played import Answering
     from worker_adapters import TaskRequest
+
+pytestmark = both_transports
 
 SCHEMA = {"type": "object"}
 COMPLETIONS = "POST /v1/completions"

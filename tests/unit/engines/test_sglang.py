@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import CAPTURES
+from tests.transports import both_transports
 from tests.unit.engines.played import capture, engine
 from tests.unit.engines.tasking import HELLO, dispatch, task
 from tests.unit.wire import STREAM_HEAD, Connection, Received, Server, answer, chunk
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from tests.unit.engines.played import Answering
     from worker_adapters import Collected, TaskRequest
     from worker_adapters.engines._http import Dispatch
+
+pytestmark = both_transports
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import CAPTURES
+from tests.transports import both_transports
 from tests.unit.engines.played import capture, engine
 from tests.unit.engines.tasking import task
 from tests.unit.tasks import PROMPT
@@ -22,6 +23,8 @@ from worker_adapters.engines.sglang import RULES, SglangAdapter
 if TYPE_CHECKING:
     from tests.unit.engines.played import Answering
     from tests.unit.wire import Connection, Received
+
+pytestmark = both_transports
 
 FOLDER = CAPTURES / "sglang"
 

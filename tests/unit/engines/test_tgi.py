@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import CAPTURES
+from tests.transports import both_transports
 from tests.unit.engines.played import capture, engine
 from tests.unit.engines.tasking import HELLO, dispatch, task
 from tests.unit.tasks import PROMPT
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from tests.unit.engines.played import Answering
     from worker_adapters import TaskRequest
+
+pytestmark = both_transports
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
 STREAM = "POST /generate_stream"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.transports import both_transports
 from tests.unit.engines.played import engine
 from tests.unit.tasks import fields
 from tests.unit.wire import LAST_CHUNK, STREAM_HEAD, answer, chunk
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.unit.engines.played import Answering
+
+pytestmark = both_transports
 
 # The example of docs/third-party-engines.md; a test below holds the two together.
 
@@ -234,6 +237,7 @@ def test_an_engine_by_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """
     bring(tmp_path, "wa_fork", "fork = wa_fork:ForkAdapter", "vllm = wa_fork:Other", code=code)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wa_fork", raising=False)
     assert engine_names() == (*ENGINES, "fork")
     assert "wa_fork" not in sys.modules  # nothing is imported before it is asked for
     cls = adapter_class("fork")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.real.triton import support
+from tests.transports import both_transports
 from tests.unit.engines.played import capture, engine
 from tests.unit.engines.tasking import task
 from tests.unit.tasks import PROMPT
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from tests.unit.engines.played import Answering
     from tests.unit.wire import Server
     from worker_adapters import TaskRequest
+
+pytestmark = both_transports
 
 INFLIGHT = {
     "text_input": "TYPE_STRING",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import CAPTURES
+from tests.transports import both_transports
 from tests.unit.engines.played import NOT_FOUND, capture, engine
 from tests.unit.engines.tasking import HELLO, dispatch, payload, task
 from tests.unit.wire import STREAM_HEAD, Connection, Received, Server, answer, chunk, eventually
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from tests.unit.engines.played import Answering
     from worker_adapters import TaskRequest
+
+pytestmark = both_transports
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
 COMPLETIONS = "POST /v1/completions"
