@@ -477,6 +477,9 @@ class NativeStream:
     def pending(self) -> int:
         """How many events can be taken."""
     @property
+    def is_full(self) -> bool:
+        """Whether nothing more comes before some of them are taken."""
+    @property
     def status(self) -> int | None: ...
     @property
     def phase(self) -> str: ...

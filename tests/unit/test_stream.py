@@ -845,6 +845,19 @@ async def test_what_arrived_while_the_loop_was_blocked() -> None:
             assert shape([event async for event in stream]) == ["!", "error"]
 
 
+@on_native
+@pytest.mark.timeout(20)
+def test_a_batch_is_not_held_back_where_no_more_fits() -> None:
+    async def main() -> None:
+        frames = [frame("x" * 4096, n) for n in range(1, 41)]
+        async with streaming(saying(*frames, final(40), LAST_CHUNK)) as (stream, *_):
+            batches = [batch async for batch in stream.batches(max_wait=5.0)]
+        assert sum(event.kind == "token" for batch in batches for event in batch) == 40
+        assert len(batches) > 1
+
+    run_virtually(main())
+
+
 async def test_a_slow_reader_holds_the_engine_back() -> None:
     sent = 0
     pad = "x" * 4096
@@ -864,3 +877,16 @@ async def test_a_slow_reader_holds_the_engine_back() -> None:
             await asyncio.sleep(0.2)
         assert sent < 10_000
         await until_token(stream)
+
+
+async def test_what_a_small_batch_leaves_holds_the_engine_back() -> None:
+    async def flood(connection: Connection) -> None:
+        for n in range(1, 20_000):
+            await connection.send(frame("x" * 4096, n))
+
+    async with streaming(saying(then=flood)) as (stream, *_):
+        batches = stream.batches(max_events=1)
+        for _ in range(500):
+            assert len(await anext(batches)) == 1
+            await asyncio.sleep(0)
+        assert stream._pending < 100

@@ -29,9 +29,6 @@ __all__ = ["NativeTransport"]
 MAX_GATHER_SECONDS: Final = 0.1
 """The widest gather window."""
 
-QUEUE_EVENTS: Final = 256
-"""How many events wait in a stream before its socket is no longer read."""
-
 _HEADERS: Final[Headers] = (
     (b"User-Agent", f"worker-adapters/{__version__}".encode("ascii")),
     (b"Accept", b"*/*"),
@@ -308,7 +305,7 @@ class _NativeTokenStream(TokenStream):
 
     @property
     def _is_full(self) -> bool:
-        return self._native.pending >= QUEUE_EVENTS
+        return self._native.is_full
 
     def _take(self, most: int | None = None) -> list[TokenEvent]:
         return self._native.take(most)

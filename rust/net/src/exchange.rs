@@ -244,7 +244,7 @@ impl Exchange {
         }
     }
 
-    fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.queue.is_empty()
             || (self.queue.len() < QUEUE_EVENTS && self.queued_bytes < QUEUE_BYTES)
     }

@@ -73,6 +73,12 @@ impl EventStream {
         self.taken.len() + self.with(|exchange| exchange.map_or(0, |exchange| exchange.pending()))
     }
 
+    /// Whether nothing more comes before some of them are taken.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.with(|exchange| exchange.is_some_and(|exchange| !exchange.has_room()))
+    }
+
     /// Appends every event that has come to `out`, without waiting; whether there were any.
     pub fn take(&mut self, out: &mut Vec<TokenEvent>) -> bool {
         let before = out.len();

@@ -86,7 +86,10 @@ impl Inner {
 
     /// Everything that can be taken, at most `most`.
     fn take(&mut self, most: usize) -> Vec<TokenEvent> {
-        self.collect();
+        // No more than asked for: what stays in the stream's own queue holds the engine back.
+        if self.held.len() < most {
+            self.collect();
+        }
         if self.held.is_empty() && self.batch.len() <= most {
             return std::mem::take(&mut self.batch);
         }
@@ -174,6 +177,12 @@ impl PyNativeStream {
     fn pending(&self, py: Python<'_>) -> usize {
         let inner = &*self.lock(py);
         inner.held.len() + inner.stream.as_ref().map_or(0, EventStream::pending)
+    }
+
+    /// Whether nothing more comes before some of them are taken.
+    #[getter]
+    fn is_full(&self, py: Python<'_>) -> bool {
+        self.lock(py).stream.as_ref().is_some_and(EventStream::is_full)
     }
 
     #[getter]
