@@ -1,6 +1,8 @@
 //! One request and its response, without the socket: what arrives, what is due, what waits to be
 //! taken.
 
+mod http2;
+
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use worker_adapters_core::time::Instant;
 
 use crate::guard::Guard;
 use crate::http1::{Item, Limits, ResponseReader};
+use crate::http2::Stream;
 use crate::sink::Sink;
 
 /// How many events wait for the reader before the socket is no longer read.
@@ -85,13 +88,15 @@ pub(crate) struct Exchange {
     /// When another address is to be tried.
     pub(crate) next_attempt: Option<Instant>,
     pub(crate) connection: Option<usize>,
+    /// Its part of a connection that it shares.
+    pub(crate) stream: Option<Box<Stream>>,
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) tls_timeout: Option<Duration>,
     /// The request says that nothing follows it on its connection.
     pub(crate) is_last: bool,
     /// Under which instant and number the timers know it.
     pub(crate) armed: Option<(Instant, u64)>,
-    /// Its number among those who wait for a place.
+    /// Its number among those who wait for a place, or for a stream.
     pub(crate) waiting: Option<u64>,
     /// It is to be driven in the next turn, whatever the poll tells.
     pub(crate) is_unread: bool,
@@ -129,6 +134,7 @@ impl Exchange {
             has_place: false,
             next_attempt: None,
             connection: None,
+            stream: None,
             connect_timeout: None,
             tls_timeout: None,
             is_last: false,
@@ -260,27 +266,13 @@ impl Exchange {
                     let headers: Vec<_> = head.headers().collect();
                     let head = ResponseHead { status, headers: &headers };
                     self.sink.head(&head, at, &mut self.queue);
-                    self.status = Some(status);
-                    self.step = Step::Body;
-                    self.step_due = None;
-                    if status != 200 {
-                        self.allowance = Some(ERROR_BODY_BYTES);
-                        self.step_due = Some(now.saturating_add(ERROR_BODY_TIME));
-                    }
+                    self.answered(status, now);
                 }
                 Ok(Item::Body(bytes)) => {
                     self.sink.body(bytes, at, &mut self.queue);
-                    self.queued_bytes = if self.queue.is_empty() {
-                        0
-                    } else {
-                        self.queued_bytes.saturating_add(bytes.len())
-                    };
-                    if let Some(allowance) = &mut self.allowance {
-                        let Some(left) = allowance.checked_sub(bytes.len()) else {
-                            self.sink.finish(false, at, &mut self.queue);
-                            return Next::Close;
-                        };
-                        *allowance = left;
+                    if !self.takes(bytes.len()) {
+                        self.sink.finish(false, at, &mut self.queue);
+                        return Next::Close;
                     }
                 }
                 Ok(Item::End) => {
@@ -299,6 +291,28 @@ impl Exchange {
             }
         }
         self.settled(now)
+    }
+
+    /// The head has come.
+    fn answered(&mut self, status: u16, now: Instant) {
+        self.status = Some(status);
+        self.step = Step::Body;
+        self.step_due = None;
+        if status != 200 {
+            self.allowance = Some(ERROR_BODY_BYTES);
+            self.step_due = Some(now.saturating_add(ERROR_BODY_TIME));
+        }
+    }
+
+    /// Counts what has come of the body; false when it is more than is read of it.
+    #[inline]
+    fn takes(&mut self, bytes: usize) -> bool {
+        self.queued_bytes =
+            if self.queue.is_empty() { 0 } else { self.queued_bytes.saturating_add(bytes) };
+        let Some(allowance) = &mut self.allowance else { return true };
+        let left = allowance.checked_sub(bytes);
+        *allowance = left.unwrap_or(0);
+        left.is_some()
     }
 
     /// The peer has closed its side; `clean` says whether it said so.

@@ -18,6 +18,7 @@ mod exchange;
 mod guard;
 pub mod happy_eyeballs;
 pub mod http1;
+mod http2;
 mod link;
 pub mod origin;
 mod reactor;

@@ -7,6 +7,8 @@ use mio::Registry;
 use mio::net::TcpStream;
 use rustls::ClientConnection;
 
+use crate::http2;
+
 /// What one read brought.
 #[derive(Debug)]
 pub(crate) enum Got {
@@ -56,6 +58,11 @@ impl Link {
     /// Whether the peer has closed its side.
     pub(crate) fn is_closing(&self) -> bool {
         self.closing
+    }
+
+    /// Whether the server has chosen HTTP/2.
+    pub(crate) fn is_http2(&self) -> bool {
+        self.tls.as_deref().and_then(|tls| tls.alpn_protocol()) == Some(http2::ALPN)
     }
 
     /// The poll says that the socket is ready; `closed` that the peer has closed its side.

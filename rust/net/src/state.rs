@@ -1,5 +1,7 @@
 //! Everything the reactor's lock protects: exchanges, connections, pools and timers.
 
+mod http2;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -16,6 +18,7 @@ use worker_adapters_core::time::Instant;
 
 use crate::connect::{self, Connecting};
 use crate::exchange::{Exchange, Next, Step};
+use crate::http2::Session;
 use crate::link::{Got, Link};
 use crate::resolver::{self, Resolver};
 use crate::target::{Pool, TargetConfig};
@@ -37,7 +40,7 @@ const WRITE_BYTES_PER_TURN: usize = 1 << 20;
 pub struct Stats {
     /// Exchanges whose events can still be taken, or whose connections are still read.
     pub exchanges: usize,
-    /// Those of them that wait for a place.
+    /// Those of them that wait for a place, or for a stream of an HTTP/2 connection.
     pub waiting: usize,
     /// Connections in use, at rest or being opened.
     pub connections: usize,
@@ -63,6 +66,10 @@ enum Stage {
     Resolving(u64),
     Connecting(Connecting),
     Open(Box<Link>),
+    /// Shared by any number of exchanges.
+    Http2(Box<Session>),
+    /// Between two of the others.
+    Changing,
 }
 
 pub(crate) struct State {
@@ -85,6 +92,10 @@ pub(crate) struct State {
     wakers: Vec<Waker>,
     /// Pools in which a place has become free.
     freed: Vec<usize>,
+    /// Shared connections that may have something to send.
+    stirred: Vec<usize>,
+    /// Those that have more to read than they were allowed to.
+    unread_sessions: Vec<usize>,
     /// Exchanges to be dropped when the lock is released: sinks and wakers are other people's.
     dead: Vec<Exchange>,
     /// Numbers handed out to tickets, and to whoever waits or rests.
@@ -106,6 +117,8 @@ impl State {
             buffer: vec![0; READ_BYTES],
             wakers: Vec::new(),
             freed: Vec::new(),
+            stirred: Vec::new(),
+            unread_sessions: Vec::new(),
             dead: Vec::new(),
             numbers: 0,
         }
@@ -131,6 +144,7 @@ impl State {
             for connection in pool.idle.into_values() {
                 self.close(connection);
             }
+            self.close_unused(&pool.http2.sessions);
         }
     }
 
@@ -198,7 +212,7 @@ impl State {
     }
 
     pub(crate) fn has_unread(&self) -> bool {
-        !self.unread.is_empty()
+        !self.unread.is_empty() || !self.unread_sessions.is_empty()
     }
 
     /// What is left to be done when the lock is released.
@@ -211,13 +225,18 @@ impl State {
     }
 
     pub(crate) fn resting_connections(&self) -> usize {
-        self.pools.iter().map(|(_, pool)| pool.idle.len()).sum()
+        let unused = self.connections.iter().filter(|(_, it)| it.is_unused()).count();
+        unused + self.pools.iter().map(|(_, pool)| pool.idle.len()).sum::<usize>()
     }
 
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             exchanges: self.exchanges.len(),
-            waiting: self.pools.iter().map(|(_, pool)| pool.waiting.len()).sum(),
+            waiting: self
+                .pools
+                .iter()
+                .map(|(_, pool)| pool.waiting.len() + pool.http2.queued.len())
+                .sum(),
             connections: self.open_connections(),
             resting: self.resting_connections(),
             clocks: self.clocks.len() + self.rests.len(),
@@ -225,15 +244,21 @@ impl State {
         }
     }
 
-    /// Sends on their way those who waited for a place that has become free.
+    /// Sends on their way those who waited for a place that has become free, and what streams have
+    /// left for their connections to send.
     pub(crate) fn admit(&mut self, now: Instant) {
-        while let Some(pool) = self.freed.pop() {
-            while let Some(key) = self.pools.get_mut(pool).and_then(Pool::next_waiting) {
-                if let Some(exchange) = self.exchanges.get_mut(key) {
-                    exchange.waiting = None;
+        loop {
+            while let Some(pool) = self.freed.pop() {
+                while let Some(key) = self.pools.get_mut(pool).and_then(Pool::next_waiting) {
+                    if let Some(exchange) = self.exchanges.get_mut(key) {
+                        exchange.waiting = None;
+                    }
+                    self.place(key, now);
                 }
-                self.place(key, now);
             }
+            let Some(connection) = self.stirred.pop() else { return };
+            self.unlist(connection);
+            self.pump(connection, now);
         }
     }
 
@@ -250,8 +275,12 @@ impl State {
         let is_closing = event.is_read_closed() || event.is_error();
         let Some(connection) = self.connections.get_mut(key) else { return };
         match &mut connection.stage {
-            Stage::Resolving(_) => {}
+            Stage::Resolving(_) | Stage::Changing => {}
             Stage::Connecting(_) => self.connect(key, now),
+            Stage::Http2(session) => {
+                session.ready(is_closing);
+                self.pump(key, now);
+            }
             Stage::Open(link) => {
                 link.ready(is_closing);
                 let Some(exchange_key) = connection.exchange else {
@@ -295,6 +324,9 @@ impl State {
                 self.drive(key, now);
             }
         }
+        for connection in std::mem::take(&mut self.unread_sessions) {
+            self.reread(connection, now);
+        }
     }
 
     /// Lets every clock strike that has run out.
@@ -327,6 +359,7 @@ impl State {
             self.connect(*connection, now);
         } else {
             // What had come in time counts, even if nobody had the time to look.
+            self.look(key, now);
             self.drive(key, now);
         }
         let Some(exchange) = self.exchanges.get_mut(key) else { return };
@@ -361,6 +394,10 @@ impl State {
     fn connection(&mut self, key: usize, now: Instant) {
         let Some(exchange) = self.exchanges.get_mut(key) else { return };
         let Some(pool) = self.pools.get_mut(exchange.pool) else { return };
+        if pool.http2.is_expected {
+            self.join(key, now);
+            return;
+        }
         while let Some((_, idle)) = pool.idle.pop_last() {
             let Some(connection) = self.connections.get_mut(idle) else { continue };
             connection.resting = None;
@@ -384,7 +421,7 @@ impl State {
 
     fn open(&mut self, key: usize, now: Instant) {
         let Some(exchange) = self.exchanges.get_mut(key) else { return };
-        let Some(pool) = self.pools.get(exchange.pool) else { return };
+        let Some(pool) = self.pools.get_mut(exchange.pool) else { return };
         let config = Arc::clone(&pool.config);
         let (host, port) = (config.origin.host(), config.origin.port());
         self.numbers += 1;
@@ -396,6 +433,9 @@ impl State {
             armed: None,
             resting: None,
         });
+        if pool.http2.is_expected {
+            pool.http2.opening = Some(connection);
+        }
         exchange.connection = Some(connection);
         exchange.enter(Step::Resolve, exchange.connect_timeout, now);
         if let Some(address) = resolver::literal(host, port) {
@@ -483,6 +523,7 @@ impl State {
             Some(session) => {
                 link.begin_tls(session);
                 exchange.enter(Step::Tls, exchange.tls_timeout, now);
+                self.follow_to_tls(key, now);
                 self.drive(exchange_key, now);
             }
             None => self.fail(exchange_key, Detail::Tls, now),
@@ -499,11 +540,11 @@ impl State {
         let Some(exchange) = self.exchanges.get_mut(key) else { return Next::Hold };
         let connection = exchange.connection.and_then(|key| self.connections.get_mut(key));
         let Some(Connection { stage: Stage::Open(link), .. }) = connection else {
-            return Next::Hold;
+            return self.advance_stream(key, now);
         };
         if exchange.step == Step::Tls {
             match link.handshake() {
-                Ok(true) => exchange.enter(Step::Write, None, now),
+                Ok(true) => return self.negotiated(key, now),
                 Ok(false) => return Next::Hold,
                 Err(error) => {
                     let (detail, message) = match tls_error(&error) {
@@ -600,12 +641,14 @@ impl State {
         let (pool, is_orphan) = (exchange.pool, exchange.is_orphan);
         let had_place = std::mem::take(&mut exchange.has_place);
         let waiting = exchange.waiting.take();
-        if let Some(connection) = exchange.connection.take() {
-            if next == Next::Keep {
-                self.rest(connection, now);
-            } else {
-                self.close(connection);
+        match (exchange.connection.take(), exchange.stream.take()) {
+            (Some(connection), Some(stream)) => self.part(connection, *stream, now),
+            (Some(connection), None) if next == Next::Keep => self.rest(connection, now),
+            (Some(connection), None) => {
+                let failure = exchange.failure();
+                self.give_up(connection, failure, now);
             }
+            (None, _) => {}
         }
         if is_orphan {
             self.discard(key);
@@ -613,6 +656,7 @@ impl State {
         let Some(of) = self.pools.get_mut(pool) else { return };
         if let Some(number) = waiting {
             of.waiting.remove(&number);
+            of.http2.queued.remove(&number);
         }
         if had_place {
             of.active -= 1;
@@ -649,6 +693,11 @@ impl State {
         {
             pool.idle.remove(&number);
         }
+        if let (Stage::Http2(_), Some(pool)) =
+            (&connection.stage, self.pools.get_mut(connection.pool))
+        {
+            pool.http2.sessions.retain(|session| *session != key);
+        }
         connection.deregister(&self.registry);
     }
 }
@@ -656,9 +705,10 @@ impl State {
 impl Connection {
     fn deregister(self, registry: &Registry) {
         match self.stage {
-            Stage::Resolving(_) => {}
+            Stage::Resolving(_) | Stage::Changing => {}
             Stage::Connecting(mut connecting) => connecting.close(registry),
             Stage::Open(link) => link.close(registry),
+            Stage::Http2(session) => session.close(registry),
         }
     }
 }
@@ -708,6 +758,6 @@ impl Leftovers {
     }
 }
 
-fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+pub(crate) fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }

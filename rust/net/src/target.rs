@@ -12,6 +12,7 @@ use rustls::ClientConfig;
 use crate::connect::TcpOptions;
 use crate::exchange::Exchange;
 use crate::http1::{self, InvalidRequest, Limits};
+use crate::http2::Group;
 use crate::origin::Origin;
 use crate::reactor::{Reactor, Shared};
 use crate::sink::Sink;
@@ -31,8 +32,10 @@ pub struct TargetConfig {
     pub tcp: TcpOptions,
     /// Limits on responses.
     pub http: Limits,
-    /// How many exchanges may be under way at a time; each has a connection.
+    /// How many exchanges may be under way at a time. Over HTTP/1.1 each has a connection.
     pub max_exchanges: usize,
+    /// How many connections they share over HTTP/2; another is opened when those there are full.
+    pub max_http2_connections: usize,
     /// How many more may wait for a place.
     pub max_waiting: usize,
     /// How long they wait.
@@ -57,6 +60,7 @@ impl TargetConfig {
             tcp: TcpOptions::default(),
             http: Limits::default(),
             max_exchanges: 1024,
+            max_http2_connections: 8,
             max_waiting: 1024,
             queue_timeout: Duration::from_secs(5),
             max_idle: 64,
@@ -86,11 +90,13 @@ pub(crate) struct Pool {
     pub(crate) active: usize,
     /// Exchanges that wait for a place, the first to come first.
     pub(crate) waiting: BTreeMap<u64, usize>,
+    pub(crate) http2: Group,
 }
 
 impl Pool {
     pub(crate) fn new(config: Arc<TargetConfig>) -> Self {
-        Self { config, idle: BTreeMap::new(), active: 0, waiting: BTreeMap::new() }
+        let http2 = Group::new(&config);
+        Self { config, idle: BTreeMap::new(), active: 0, waiting: BTreeMap::new(), http2 }
     }
 
     /// Takes out the exchange whose turn it is, if there is a place for it.
