@@ -51,7 +51,7 @@ impl PyNativeTarget {
         let is_secure = origin.scheme() == Scheme::Https;
         let mut config = TargetConfig::new(origin);
         if is_secure {
-            let mut options = TlsOptions::default();
+            let mut options = TlsOptions::default().http2(true);
             if let Some(roots) = roots_pem {
                 options = options.replace_roots(roots);
             }
