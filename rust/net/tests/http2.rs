@@ -780,6 +780,22 @@ fn whoever_waits_for_a_connection_shares_its_failure() {
 }
 
 #[test]
+fn a_refused_certificate_is_told_in_place_of_the_answer() {
+    let server = Server::start_strictly(&[b"h2"], 1, async |_, _| unreachable!("nobody has one"));
+    let reactor = reactor();
+    let target = reactor.target(server.config());
+    let mut streams = [submit(&target), submit(&target)];
+    let events = collect(&reactor, &mut streams[0]);
+    let refused = failure(&events);
+    // As over HTTP/1.1: the server cannot have read anything.
+    assert_eq!(refused.detail.as_str(), "tls");
+    assert_eq!(refused.processed, Processed::No);
+    assert!(refused.message.contains("client certificate"), "{}", refused.message);
+    drop((streams, target));
+    server.join_failed_handshakes();
+}
+
+#[test]
 fn another_goes_on_with_a_connection_that_one_gives_up() {
     for when in ["before", "during"] {
         let (accepted, is_accepted) = mpsc::channel();

@@ -14,18 +14,21 @@ use h2::{Reason, RecvStream, SendStream};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
 };
-use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
 use worker_adapters_net::TargetConfig;
 use worker_adapters_net::origin::Origin;
 use worker_adapters_net::tls::{TlsOptions, client_config};
 
 use crate::common::{GUARD, STOP};
+
+type Authority = CertifiedIssuer<'static, KeyPair>;
 
 pub(crate) type Tls = tokio_rustls::server::TlsStream<TcpStream>;
 
@@ -44,7 +47,22 @@ impl Server {
     where
         F: AsyncFn(usize, Tls) + Send + 'static,
     {
-        Self::run(alpn, connections, None, serve)
+        Self::run(certified(), alpn, connections, None, serve)
+    }
+
+    /// Wants a certificate that nobody has.
+    pub(crate) fn start_strictly<F>(alpn: &[&[u8]], connections: usize, serve: F) -> Self
+    where
+        F: AsyncFn(usize, Tls) + Send + 'static,
+    {
+        let (ca, key) = authority();
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.der().clone()).unwrap();
+        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build();
+        let builder = server_config().with_client_cert_verifier(verifier.unwrap());
+        let tls = builder.with_single_cert(vec![key.0], key.1).unwrap();
+        Self::run((ca.pem(), tls), alpn, connections, None, serve)
     }
 
     /// Says when a connection has been accepted, and shakes hands when told to.
@@ -58,10 +76,11 @@ impl Server {
     where
         F: AsyncFn(usize, Tls) + Send + 'static,
     {
-        Self::run(alpn, connections, Some((accepted, go_on)), serve)
+        Self::run(certified(), alpn, connections, Some((accepted, go_on)), serve)
     }
 
     fn run<F>(
+        (ca, mut tls): (String, ServerConfig),
         alpn: &[&[u8]],
         connections: usize,
         slowly: Option<(mpsc::Sender<()>, Arc<Notify>)>,
@@ -70,7 +89,6 @@ impl Server {
     where
         F: AsyncFn(usize, Tls) + Send + 'static,
     {
-        let (ca, mut tls) = certified();
         tls.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         let acceptor = TlsAcceptor::from(Arc::new(tls));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -140,7 +158,8 @@ async fn guarded<T>(task: impl Future<Output = T>) -> T {
     tokio::time::timeout(GUARD, task).await.unwrap()
 }
 
-fn certified() -> (String, ServerConfig) {
+/// A CA, and the certificate and key that it has issued to the server.
+fn authority() -> (Authority, (CertificateDer<'static>, PrivateKeyDer<'static>)) {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -148,16 +167,19 @@ fn certified() -> (String, ServerConfig) {
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
-    let certificate = certificate.signed_by(&key, &ca).unwrap();
-    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let certificate = certificate.signed_by(&key, &ca).unwrap().der().clone();
+    (ca, (certificate, PrivateKeyDer::try_from(key.serialize_der()).unwrap()))
+}
+
+fn server_config() -> ConfigBuilder<ServerConfig, WantsVerifier> {
     let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
-        .unwrap();
-    (ca.pem(), config)
+    ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap()
+}
+
+fn certified() -> (String, ServerConfig) {
+    let (ca, (certificate, key)) = authority();
+    let config = server_config().with_no_client_auth().with_single_cert(vec![certificate], key);
+    (ca.pem(), config.unwrap())
 }
 
 // h2's own server.
