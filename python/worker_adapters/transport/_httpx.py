@@ -386,7 +386,8 @@ class _HttpxStream:
         try:
             with contextlib.suppress(*_FAILURES, RuntimeError):
                 await self._response.aclose()
-            if isinstance(self._chunks, AsyncGenerator):
+            # One that was never begun needs no closing, and a loop that ends warns of it.
+            if self._pooled is None and isinstance(self._chunks, AsyncGenerator):
                 with contextlib.suppress(*_FAILURES, RuntimeError):
                     await self._chunks.aclose()
         finally:
