@@ -8,6 +8,7 @@ them when events are asked for.
 import asyncio
 import contextlib
 import math
+import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -38,7 +39,9 @@ class TokenStream(ABC):
     does the same. Cancelling the task that reads ends the stream, because part of a read would be
     lost: do not poll with `asyncio.wait_for`.
 
-    Adapters make streams. A stream belongs to the event loop that made it.
+    Adapters make streams. A stream belongs to the event loop that made it. In a process forked
+    meanwhile it is still the parent's: reading and cancelling raise RuntimeError, and leaving or
+    dropping it does nothing.
     """
 
     __slots__ = (
@@ -49,6 +52,7 @@ class TokenStream(ABC):
         "_closed",
         "_loop",
         "_on_terminal",
+        "_process",
         "_reading",
         "_ready",
         "_task_id",
@@ -72,6 +76,7 @@ class TokenStream(ABC):
         self._on_terminal = on_terminal
         self._abort = abort
         self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
         self._ready: deque[TokenEvent] = deque()
         self._reading = False
         self._closed = False
@@ -217,6 +222,7 @@ class TokenStream(ABC):
         called from any loop; where the stream's own does not answer, the connection is closed
         from here after `ELSEWHERE_SECONDS`.
         """
+        self._check_process()
         began = self._clock()
         if asyncio.get_running_loop() is not self._loop:
             return await self._cancel_elsewhere(began)
@@ -265,6 +271,8 @@ class TokenStream(ABC):
         if self._closed:
             return
         self._closed = True
+        if self._is_forked:
+            return
         if not self.is_terminal:
             self._cancel_now()
         self._ready.clear()
@@ -283,6 +291,15 @@ class TokenStream(ABC):
         await self.aclose()
 
     # What subclasses are given.
+
+    @property
+    def _is_forked(self) -> bool:
+        """Whether this process is a fork of the one whose stream it is, and shares its socket."""
+        return self._process != os.getpid()
+
+    def _check_process(self) -> None:
+        if self._is_forked:
+            raise RuntimeError("forked: this stream belongs to the parent process")
 
     def _ended(self, terminal: TokenEvent) -> None:
         """Act on the terminal event, as soon as it exists; called once."""
@@ -318,6 +335,7 @@ class TokenStream(ABC):
                 if self.is_terminal:
                     if count:
                         return
+                    self._check_process()
                     self._closed = True
                     self._reading = False
                     await self._release()

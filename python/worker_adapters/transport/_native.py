@@ -127,7 +127,7 @@ class NativeTransport:
     def _session(self) -> "_Session":
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
-        if session is None or session.reactor.is_forked:
+        if session is None:
             for other in [other for other in self._sessions if other.is_closed()]:
                 del self._sessions[other]
             session = self._sessions[loop] = self._attached(loop)
@@ -209,12 +209,14 @@ async def _closed_with_the_loop(
     try:
         yield
     finally:
-        loop.remove_reader(reactor.fileno())
-        for stream in list(streams):
-            stream._cancel_now()
-        # Whoever waits for one of them is told, though the loop does not watch any more.
-        reactor.turn()
-        reactor.close()
+        # In a forked process the loop's descriptors and the streams are the parent's.
+        if not reactor.is_forked:
+            loop.remove_reader(reactor.fileno())
+            for stream in list(streams):
+                stream._cancel_now()
+            # Whoever waits for one of them is told, though the loop does not watch any more.
+            reactor.turn()
+            reactor.close()
 
 
 class _Gathering:
@@ -280,7 +282,7 @@ class _NativeTokenStream(TokenStream):
 
     def __del__(self) -> None:
         native = getattr(self, "_native", None)
-        if native is not None:
+        if native is not None and not self._is_forked:
             if self._abort is not None and not native.is_terminal:
                 self._abort.start()
             native.close()

@@ -70,7 +70,7 @@ class PulledStream(TokenStream):
 
     def __del__(self) -> None:
         body = getattr(self, "_body", None)
-        if body is not None:
+        if body is not None and not self._is_forked:
             self._drop_timer()
             body.abort()
             if self._abort is not None and not self._decoder.is_terminal:
@@ -104,6 +104,7 @@ class PulledStream(TokenStream):
         decoder, body = self._decoder, self._body
         if body is None:
             return
+        self._check_process()
         now = self._clock()
         if (due := self._due(now)) is not None:
             # The loop had no time to ring.
