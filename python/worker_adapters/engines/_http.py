@@ -59,7 +59,7 @@ __all__ = ["Answer", "Call", "Dispatch", "HttpAdapter", "Unsupported"]
 ABORT_SECONDS: Final = 2.0
 """How long the engine's own abort may take; the stream has ended whatever comes of it."""
 
-DEFAULT_TRANSPORT: Final[Literal["native", "httpx"]] = "httpx"
+DEFAULT_TRANSPORT: Final[Literal["native", "httpx"]] = "native"
 """What streams come over unless an adapter is told otherwise."""
 
 SUBMIT_SECONDS: Final = 1.0
@@ -84,7 +84,8 @@ class HttpAdapter(IdentifiedEngine):
         http_client: An ``httpx.AsyncClient`` to use instead of the adapter's own; it is never
             closed here, and belongs to one event loop.
         transport: What streams come over: ``native`` sockets, read and decoded in Rust, or
-            ``httpx``, the default, which the calls without a stream always use.
+            ``httpx``, which the calls without a stream always use. Native by default; ``httpx``
+            where there is an ``http_client``.
         gather_window: How long, in seconds, the native transport may wait for further streams once
             something has come for one: fewer wake-ups, for that much latency.
         max_streams: How many tasks may be under way at a time.
