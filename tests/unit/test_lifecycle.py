@@ -20,6 +20,7 @@ import pytest
 from tests.transports import both_transports, on_native
 from tests.unit.tasks import adapter, task
 from tests.unit.wire import WITHIN, eventually
+from worker_adapters._core import NativeTarget, Reactor, StreamDecoder
 from worker_adapters.testing.engines import scripted_engine
 from worker_adapters.transport import _native
 
@@ -139,6 +140,35 @@ async def test_an_adapter_dropped_in_another_thread(engine: ScriptedEngine) -> N
     await asyncio.to_thread(kept.clear)
     gc.collect()
     await eventually(lambda: engine.busy == 0, "the engine is left")
+
+
+@on_native
+@pytest.mark.timeout(20)
+async def test_a_reactor_can_be_used_by_whom_it_tells(engine: ScriptedEngine) -> None:
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    reactor = Reactor(lambda _: None, threaded=True)
+
+    def unattended() -> None:
+        assert reactor.fileno() >= 0
+        told.set()
+
+    loop.add_reader(reactor.fileno(), reactor.turn)
+    native = NativeTarget(reactor, engine.url).submit(
+        "POST",
+        "/completion",
+        [(b"Content-Type", b"application/json")],
+        b'{"prompt":"x","stream":true,"n_predict":4}',
+        StreamDecoder("llamacpp"),
+        unattended,
+    )
+    head = loop.create_future()
+    if not native.head(head):
+        await head
+    await told.wait()
+    loop.remove_reader(reactor.fileno())
+    native.close()
+    reactor.close()
 
 
 # Ways out.

@@ -110,11 +110,16 @@ impl PyReactor {
     /// Moves on every stream for which something has come, and wakes whoever waits for it; whether
     /// there was anybody.
     fn turn(&self, py: Python<'_>) -> PyResult<bool> {
-        if let Some(thread) = &mut *self.lock(py) {
-            if self.reactor.is_forked() {
-                return Err(forked());
+        let has_thread = match &mut *self.lock(py) {
+            Some(_) if self.reactor.is_forked() => return Err(forked()),
+            Some(thread) => {
+                let polled = thread.bell.poll(&mut thread.rung, Some(Duration::ZERO));
+                polled.map_err(PyOSError::new_err)?;
+                true
             }
-            thread.bell.poll(&mut thread.rung, Some(Duration::ZERO)).map_err(PyOSError::new_err)?;
+            None => false,
+        };
+        if has_thread {
             return self.wakes.tell(py);
         }
         self.read_clock(py)?;
