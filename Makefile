@@ -66,10 +66,12 @@ real-engines: $(call stamp,DEV) $(BUILT) ## run the conformance suite on real en
 	$(if $(VLLM),VLLM='$(abspath $(VLLM))') $(BIN)/python -m pytest -m real tests/conformance $(ARGS)
 
 .PHONY: lint
-lint: $(call stamp,DEV) $(call stamp,BENCH) $(BUILT) ## check format, lints, types, doc links and the stub
+lint: $(call stamp,DEV) $(call stamp,BENCH) $(BUILT) ## check format, lints, types, doc links, the stub, and that a free-threaded build compiles
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked --quiet
+	PYO3_CONFIG_FILE='$(CURDIR)/.ci/free-threaded.txt' $(CARGO) check --package worker-adapters-python \
+		--locked --quiet --target-dir '$(or $(CARGO_TARGET_DIR),target)/free-threaded'
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

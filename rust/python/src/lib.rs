@@ -14,7 +14,8 @@ mod stream;
 
 use pyo3::prelude::*;
 
-#[pymodule]
+// Every class is frozen, its state behind a mutex that is not held while Python runs.
+#[pymodule(gil_used = false)]
 mod _core {
     use pyo3::prelude::*;
     use worker_adapters_core::dialects::Dialect;
