@@ -284,6 +284,9 @@ class StreamDecoder:
     ``predicted_start_ms``, ``engine_version``, ``model``, ``model_digest``, ``seed``,
     ``sampler_profile_version`` and ``correlation_id``. Raises ValueError for an unknown engine,
     option or key.
+
+    ``wall`` is an instant on the axis of ``now`` and what the wall clock said then,
+    in seconds since 1970: what a ``Retry-After`` date is counted from where the answer is undated.
     """
 
     def __new__(
@@ -299,6 +302,7 @@ class StreamDecoder:
         token_gap_timeout: float | None = None,
         idle_timeout: float | None = None,
         deadline: float | None = None,
+        wall: tuple[float, float] | None = None,
     ) -> StreamDecoder: ...
     def dispatched(self, now: float) -> None:
         """The request has been handed to the transport: the first-token clock starts."""
@@ -534,5 +538,9 @@ def classify_response(
     rules: ErrorRules | None = None,
     redactor: Redactor | None = None,
     correlation_id: str | None = None,
+    wall: float | None = None,
 ) -> Exception:
-    """The `worker_adapters.WorkerError` that an HTTP error answer means for this engine."""
+    """The `worker_adapters.WorkerError` that an HTTP error answer means for this engine.
+
+    ``wall``: when it came, in seconds since 1970.
+    """

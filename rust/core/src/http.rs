@@ -1,6 +1,7 @@
 //! The little of HTTP that the meaning of a response depends on.
 
 use std::fmt;
+use std::time::{Duration, SystemTime};
 
 use crate::error::Detail;
 
@@ -50,13 +51,30 @@ impl<'h> ResponseHead<'h> {
 }
 
 /// How long the engine asks to wait, in milliseconds and at most [`MAX_RETRY_AFTER_MS`]:
-/// `retry-after-ms`, else `Retry-After` in seconds (RFC 9110, section 10.2.3).
+/// `retry-after-ms`, else `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3).
+///
+/// A date is counted from the answer's own `Date`, where it has one: both are of one clock, however
+/// wrong that is. Else it is counted from `received`, when the answer came by the wall clock; with
+/// neither it says nothing. A date that has passed is no pause.
 #[must_use]
-pub fn retry_after_ms(head: &ResponseHead<'_>) -> Option<u64> {
+pub fn retry_after_ms(head: &ResponseHead<'_>, received: Option<SystemTime>) -> Option<u64> {
     let number = |name| head.header(name).and_then(digits);
     number("retry-after-ms")
         .or_else(|| number("retry-after").map(|seconds| seconds.saturating_mul(1000)))
+        .or_else(|| {
+            let pause = date(head, "retry-after")?.duration_since(date(head, "date").or(received)?);
+            Some(millis(pause.unwrap_or(Duration::ZERO)))
+        })
         .map(|millis| millis.min(MAX_RETRY_AFTER_MS))
+}
+
+fn date(head: &ResponseHead<'_>, name: &str) -> Option<SystemTime> {
+    httpdate::parse_http_date(head.header(name)?).ok()
+}
+
+/// Whole milliseconds, the last one begun included: who waits so long has waited long enough.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 /// A number of digits alone; one too large to hold is as large as can be.
@@ -99,7 +117,7 @@ mod tests {
     fn retry_after_is_read_and_bounded() {
         let read = |name: &'static str, value: &'static str| {
             let headers = [(name.as_bytes(), value.as_bytes())];
-            retry_after_ms(&ResponseHead { status: 429, headers: &headers })
+            retry_after_ms(&ResponseHead { status: 429, headers: &headers }, None)
         };
         assert_eq!(read("Retry-After", "0"), Some(0));
         assert_eq!(read("Retry-After", " 5 "), Some(5_000));
@@ -107,6 +125,41 @@ mod tests {
         assert_eq!(read("retry-after-ms", "250"), Some(250));
         for bad in ["-1", "soon", "", "1.5", "+3"] {
             assert_eq!(read("retry-after", bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_date_is_a_pause() {
+        const AT: u64 = 784_111_777; // Sun, 06 Nov 1994 08:49:37 GMT
+        let read = |headers: &[(&[u8], &[u8])], received: Option<u64>| {
+            let received = received.map(|secs| SystemTime::UNIX_EPOCH + Duration::from_secs(secs));
+            retry_after_ms(&ResponseHead { status: 503, headers }, received)
+        };
+        for date in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sun Nov  6 08:49:37 1994",
+        ] {
+            let asked: (&[u8], &[u8]) = (b"Retry-After", date.as_bytes());
+            assert_eq!(read(&[asked], Some(AT - 5)), Some(5_000), "{date}");
+            assert_eq!(read(&[asked], Some(AT)), Some(0), "{date}");
+            assert_eq!(read(&[asked], Some(AT + 5)), Some(0), "{date}");
+            assert_eq!(read(&[asked], Some(0)), Some(MAX_RETRY_AFTER_MS), "{date}");
+            assert_eq!(read(&[asked], None), None, "{date}");
+            // The server's clock is an hour off, on both its dates.
+            let own: (&[u8], &[u8]) = (b"Date", b"Sun, 06 Nov 1994 08:49:30 GMT");
+            assert_eq!(read(&[asked, own], Some(AT + 3_600)), Some(7_000), "{date}");
+            assert_eq!(read(&[own, asked], None), Some(7_000), "{date}");
+            let broken: (&[u8], &[u8]) = (b"Date", b"today");
+            assert_eq!(read(&[asked, broken], Some(AT - 1)), Some(1_000), "{date}");
+        }
+        let fraction = SystemTime::UNIX_EPOCH + Duration::new(AT - 1, 999_999_999);
+        let asked: (&[u8], &[u8]) = (b"retry-after", b"Sun, 06 Nov 1994 08:49:37 GMT");
+        let head = ResponseHead { status: 503, headers: &[asked] };
+        assert_eq!(retry_after_ms(&head, Some(fraction)), Some(1));
+        for bad in ["Sun, 06 Nov 1994 08:49:37 CET", "Sun, 06 Nov 1994 25:49:37 GMT", "Sunday"] {
+            let asked: (&[u8], &[u8]) = (b"retry-after", bad.as_bytes());
+            assert_eq!(read(&[asked], Some(AT)), None, "{bad}");
         }
     }
 }

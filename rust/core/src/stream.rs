@@ -13,6 +13,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::clocks::{Clocks, Running};
 use crate::dialects::{Dialect, FrameParser};
@@ -44,6 +45,8 @@ pub struct StreamConfig {
     pub max_event_bytes: usize,
     /// The stream's clocks.
     pub clocks: Clocks,
+    /// What the wall clock said at some instant; only a `Retry-After` that is a date asks for it.
+    pub wall: Option<(Instant, SystemTime)>,
 }
 
 impl StreamConfig {
@@ -56,7 +59,14 @@ impl StreamConfig {
             redactor: Redactor::default(),
             max_event_bytes: DEFAULT_MAX_EVENT_BYTES,
             clocks: Clocks::default(),
+            wall: None,
         }
+    }
+
+    /// What the wall clock says now.
+    fn wall_at(&self, now: Instant) -> Option<SystemTime> {
+        let (at, said) = self.wall?;
+        said.checked_add(now.saturating_since(at))
     }
 }
 
@@ -140,7 +150,8 @@ impl<P: FrameParser> StreamDecoder<P> {
         } else {
             // A pause that does not end before the deadline is worth nothing.
             let left = self.law.clocks.until_deadline_ms(now);
-            let retry_after_ms = retry_after_ms(head).map(|pause| pause.min(left));
+            let received = self.law.config.wall_at(now);
+            let retry_after_ms = retry_after_ms(head, received).map(|pause| pause.min(left));
             self.body = Body::Error { status: head.status, kept: Vec::new(), retry_after_ms };
         }
     }

@@ -8,7 +8,7 @@
 )]
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 use worker_adapters_core::dialects::Dialect;
@@ -280,6 +280,19 @@ fn a_pause_ends_with_the_task() {
     let mut stream = Stream::clocked().dispatched(997.0);
     stream.head(429, &[(b"retry-after", b"50")], 998.0).finish(true, 998.0);
     assert_eq!(stream.error().retry_after_ms, Some(2000));
+}
+
+#[test]
+fn a_pause_until_a_date_is_counted_by_the_wall_clock() {
+    let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+    let mut stream = Stream::new(|config| config.wall = Some((secs(100.0), wall)));
+    stream.head(503, &[(b"retry-after", b"Sun, 06 Nov 1994 08:49:57 GMT")], 105.0);
+    stream.finish(true, 105.0);
+    assert_eq!(stream.error().retry_after_ms, Some(15_000));
+    let mut stream = Stream::new(|_| {});
+    stream.head(503, &[(b"retry-after", b"Sun, 06 Nov 1994 08:49:57 GMT")], 105.0);
+    stream.finish(true, 105.0);
+    assert_eq!(stream.error().retry_after_ms, None, "nobody knows what time it is");
 }
 
 #[test]

@@ -155,7 +155,7 @@ impl Sink for Answer {
 
     fn head(&mut self, head: &ResponseHead<'_>, _: Instant, _: &mut Vec<TokenEvent>) {
         self.status = Some(head.status);
-        self.retry_after_ms = retry_after_ms(head);
+        self.retry_after_ms = retry_after_ms(head, None);
     }
 
     fn body(&mut self, bytes: &[u8], _: Instant, out: &mut Vec<TokenEvent>) {

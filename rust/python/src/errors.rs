@@ -1,6 +1,7 @@
 //! The one place that turns Rust errors into Python ones.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -80,7 +81,7 @@ pub(crate) fn make_error<'py>(
 /// The `worker_adapters.WorkerError` that an HTTP error answer means for this engine.
 #[pyfunction]
 #[pyo3(signature = (engine, status, headers, body, *, phase="head", rules=None, redactor=None,
-    correlation_id=None))]
+    correlation_id=None, wall=None))]
 #[expect(clippy::too_many_arguments, reason = "an answer and what it is judged by, by keyword")]
 #[expect(clippy::needless_pass_by_value, reason = "PyO3 extracts owned sequences")]
 pub(crate) fn classify_response<'py>(
@@ -93,15 +94,22 @@ pub(crate) fn classify_response<'py>(
     rules: Option<&PyErrorRules>,
     redactor: Option<&PyRedactor>,
     correlation_id: Option<&str>,
+    wall: Option<f64>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let phase = word("phase", phase, Phase::from_word)?;
     let rules = rules.map(|rules| Arc::clone(&rules.0)).unwrap_or_default();
     let redactor = redactor.map(|redactor| redactor.0.clone()).unwrap_or_default();
     let headers: Vec<(&[u8], &[u8])> =
         headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let head = ResponseHead { status, headers: &headers };
     let answer = EngineError::from_body(status, body);
     let mut error = rules.classify(engine, &answer, phase, &redactor);
-    error.retry_after_ms = retry_after_ms(&ResponseHead { status, headers: &headers });
+    error.retry_after_ms = retry_after_ms(&head, wall.and_then(wall_time));
     error.correlation_id = correlation_id.map(Arc::from);
     to_python(py, &error)
+}
+
+/// What `time.time` says, as the standard library has it; None for what is no time after 1970.
+pub(crate) fn wall_time(secs: f64) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(secs).ok()?)
 }

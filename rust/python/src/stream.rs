@@ -16,7 +16,7 @@ use worker_adapters_core::sse::DEFAULT_MAX_EVENT_BYTES;
 use worker_adapters_core::stream::{StreamConfig, StreamDecoder, UnaryAnswer};
 use worker_adapters_core::time::Instant;
 
-use crate::errors::word;
+use crate::errors::{wall_time, word};
 use crate::event::PyTokenEvent;
 use crate::redact::PyRedactor;
 use crate::rules::PyErrorRules;
@@ -83,10 +83,10 @@ impl PyStreamDecoder {
     #[new]
     #[pyo3(signature = (engine, *, options=None, started=None, rules=None, redactor=None,
         max_event_bytes=DEFAULT_MAX_EVENT_BYTES, first_token_timeout=None, token_gap_timeout=None,
-        idle_timeout=None, deadline=None),
+        idle_timeout=None, deadline=None, wall=None),
         text_signature = "(engine, *, options=None, started=None, rules=None, redactor=None, \
         max_event_bytes=1048576, first_token_timeout=None, token_gap_timeout=None, \
-        idle_timeout=None, deadline=None)")]
+        idle_timeout=None, deadline=None, wall=None)")]
     #[expect(clippy::too_many_arguments, reason = "a configuration, by keyword")]
     fn new(
         engine: &str,
@@ -99,6 +99,7 @@ impl PyStreamDecoder {
         token_gap_timeout: Option<f64>,
         idle_timeout: Option<f64>,
         deadline: Option<f64>,
+        wall: Option<(f64, f64)>,
     ) -> PyResult<Self> {
         let options: Vec<(String, String)> = match options {
             Some(options) => options.items()?.extract()?,
@@ -122,6 +123,10 @@ impl PyStreamDecoder {
         config.clocks.token_gap = clock("token_gap_timeout", token_gap_timeout)?;
         config.clocks.idle = clock("idle_timeout", idle_timeout)?;
         config.clocks.deadline = deadline.map(|at| instant("deadline", at)).transpose()?;
+        if let Some((at, said)) = wall {
+            config.wall =
+                wall_time(said).zip(Some(instant("wall", at)?)).map(|(said, at)| (at, said));
+        }
         let decoder = Some(Box::new(StreamDecoder::new(dialect, config)));
         Ok(Self(Mutex::new(Inner { decoder, events: Vec::new(), held: false, terminal: None })))
     }
