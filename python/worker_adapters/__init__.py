@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         Tool,
         ToolCall,
     )
+    from worker_adapters.retry import RetryPolicy
     from worker_adapters.stream import TokenStream
 
 __all__ = [
@@ -93,6 +94,7 @@ __all__ = [
     "PoolUnavailable",
     "Redactor",
     "RerankScore",
+    "RetryPolicy",
     "SamplerProfile",
     "Sampling",
     "SglangAdapter",
@@ -168,6 +170,7 @@ _HOMES: Final = {
         "Tool",
         "ToolCall",
     ),
+    "retry": ("RetryPolicy",),
     "stream": ("TokenStream",),
 }
 """Which module each name lives in; adapters live in that of their engine."""

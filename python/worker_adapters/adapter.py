@@ -91,7 +91,8 @@ class WorkerAdapter(ABC):
 
         Raises WorkerError for everything that fails before; afterwards a failure is the stream's
         terminal ``error`` event. A submit that is cancelled meanwhile returns a stream of the one
-        event ``end`` with ``finish_reason="cancelled"``. Nothing is sent twice.
+        event ``end`` with ``finish_reason="cancelled"``. A task is sent again only where the engine
+        has provably not taken it up.
         """
 
     @abstractmethod

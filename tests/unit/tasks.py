@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 from uuid import uuid4
 
-from worker_adapters import LlamaCppAdapter, TaskRequest
+from worker_adapters import LlamaCppAdapter, RetryPolicy, TaskRequest
+
+ONCE = RetryPolicy(attempts=1)
 
 PROMPT = "a canary prompt nobody may see"
 
@@ -34,5 +36,5 @@ def task(**changes: Any) -> TaskRequest:
 
 
 def adapter(url: str, **options: Any) -> LlamaCppAdapter:
-    """Return a llama.cpp adapter for ``url``."""
-    return LlamaCppAdapter(url, **options)
+    """Return a llama.cpp adapter for ``url`` that sends nothing twice unless it is told to."""
+    return LlamaCppAdapter(url, **{"retries": ONCE, **options})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.transports import both_transports
-from tests.unit.tasks import task
+from tests.unit.tasks import ONCE, task
 from tests.unit.test_stream import gone, shape, until_token
 from tests.unit.virtual_time import run as run_virtually
 from tests.unit.wire import (
@@ -96,7 +96,7 @@ async def engine(
                 case _:
                     await completion(connection, request)
 
-    options.setdefault("clock", asyncio.get_running_loop().time)
+    options = {"clock": asyncio.get_running_loop().time, "retries": ONCE, **options}
     async with playing(script) as server, Aborting(server.url, **options) as made:
         yield made, server
 

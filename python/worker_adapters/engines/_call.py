@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -27,6 +28,10 @@ class Call:
     progress: Progress = field(default_factory=Progress)
     until: float | None = None
     """Instant by which all that this call asks has to be answered."""
+    patience: float | None = None
+    """Instant after which nobody waits for an answer any more; no pause ends later."""
+    repeats: bool = True
+    """Whether what it asks may be asked again when it fails."""
     answered: bool = False
     """Whether the last request without a stream got an answer, whatever it said."""
     private: tuple[str, ...] = field(default=(), repr=False)
@@ -79,6 +84,10 @@ class Call:
         ends = (None if unary is None else self.clock() + unary, self.until, self.deadline)
         return min((end for end in ends if end is not None), default=None)
 
+    def pause_end(self, until: float | None) -> float | None:
+        """Return the instant before which a pause has to end, in a call that ends at ``until``."""
+        return min((end for end in (until, self.patience) if end is not None), default=None)
+
     @property
     def deadline_passed(self) -> bool:
         # A loop may ring a hair early; a call that ended at its deadline ended because of it.
@@ -95,21 +104,28 @@ class Shared(Generic[_T]):
         self.call = call
         self.given_up = False
         self._task = asyncio.create_task(work)
-        self._waiting = 0
+        self._waiting: list[float] = []
 
     @property
     def is_over(self) -> bool:
         """Whether there is nothing to wait for any more."""
         return self.given_up or self._task.done()
 
-    async def result(self) -> _T:
-        """Wait for the work; raises what it raised."""
-        self._waiting += 1
+    async def result(self, until: float | None) -> _T:
+        """Wait for the work, as somebody who leaves at ``until``; raises what it raised."""
+        leaves = math.inf if until is None else until
+        self._waiting.append(leaves)
+        self._note_patience()
         try:
             await asyncio.wait((self._task,))
         finally:
-            self._waiting -= 1
+            self._waiting.remove(leaves)
+            self._note_patience()
             if not self._waiting and not self._task.done():
                 self.given_up = True
                 self._task.cancel()
         return self._task.result()
+
+    def _note_patience(self) -> None:
+        last = max(self._waiting, default=math.inf)
+        self.call.patience = None if last == math.inf else last

@@ -1,5 +1,6 @@
 """Exchanges with an engine behind HTTP that are over with one answer, or with an error."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
@@ -11,6 +12,8 @@ from worker_adapters.adapter import WorkerAdapter
 from worker_adapters.contract import SubmitContext, Timeouts
 from worker_adapters.engines._call import Call, CancelledInFlightError
 from worker_adapters.engines._credentials import Credentials
+from worker_adapters.errors import WorkerError
+from worker_adapters.retry import Repeat, Retries
 from worker_adapters.transport import (
     MAX_ANSWER_BYTES,
     MAX_ERROR_BYTES,
@@ -33,6 +36,8 @@ class HttpCalls(Anywhere, WorkerAdapter):
     """An adapter's way to ask its engine something: bounded, with its key, errors classified."""
 
     _clock: Callable[[], float]
+    _wall_clock: Callable[[], float]
+    _retries: Retries
     _timeouts: Timeouts
     _credentials: Credentials
     _transport: Transport
@@ -59,17 +64,34 @@ class HttpCalls(Anywhere, WorkerAdapter):
         """Return what ``read`` makes of the JSON at ``path``. Raises WorkerError."""
         return self._parsed(await self._get(path, call), call, read)
 
-    async def _exchange(self, request: Request, call: Call) -> bytes:
+    async def _exchange(
+        self, request: Request, call: Call, repeat: Repeat = Repeat.HARMLESS
+    ) -> bytes:
+        """Return the body of the 200 that answers ``request``, sent again where that may help.
+
+        Raises WorkerError.
+        """
+        until = call.unary_end()
+        attempts = self._retries.begin(None if call.repeats else 1)
+        while True:
+            try:
+                return await self._once(request, call, until)
+            except WorkerError as error:
+                now = self._clock()
+                pause = attempts.pause_after(error, repeat, now, call.pause_end(until))
+                if pause is None:
+                    raise
+            await call.wait(asyncio.sleep(pause), None)
+
+    async def _once(self, request: Request, call: Call, until: float | None) -> bytes:
         if self._closed:
             raise self._error(call, "closed", "the adapter has been closed")
         call.progress = Progress()
         call.answered = False
         try:
-            response = await call.wait(self._answer(request, call), call.unary_end())
+            response = await call.wait(self._answer(request, call), until)
         except TransportError as error:
-            raise self._error(
-                call, error.detail, error.message, phase=error.phase, processed=error.processed
-            ) from None
+            raise self._failed(error, call) from None
         except TimeoutError:
             detail = "deadline" if call.deadline_passed else "unary_timeout"
             progress = call.progress
@@ -80,16 +102,25 @@ class HttpCalls(Anywhere, WorkerAdapter):
             raise CancelledInFlightError
         call.answered = True
         if response.status != 200:
-            raise classify_response(
-                self.engine,
-                response.status,
-                response.headers,
-                response.body[:MAX_ERROR_BYTES],
-                rules=self.rules,
-                redactor=self._redactor(call),
-                correlation_id=call.correlation_id,
-            )
+            raise self._classified(response, call)
         return response.body
+
+    def _failed(self, error: TransportError, call: Call) -> Exception:
+        return self._error(
+            call, error.detail, error.message, phase=error.phase, processed=error.processed
+        )
+
+    def _classified(self, response: Response, call: Call) -> Exception:
+        return classify_response(
+            self.engine,
+            response.status,
+            response.headers,
+            response.body[:MAX_ERROR_BYTES],
+            rules=self.rules,
+            redactor=self._redactor(call),
+            correlation_id=call.correlation_id,
+            wall=self._wall_clock(),
+        )
 
     async def _answer(self, request: Request, call: Call) -> Response:
         body = await self._open(request, call)

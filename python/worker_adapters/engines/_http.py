@@ -36,16 +36,16 @@ from worker_adapters.engines._credentials import ApiKey, Credentials
 from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported, private_texts
 from worker_adapters.engines._identity import IdentifiedEngine
 from worker_adapters.errors import WorkerError
+from worker_adapters.retry import Repeat, Retries, RetryPolicy
 from worker_adapters.stream import TokenStream
 from worker_adapters.transport import (
-    MAX_ERROR_BYTES,
     Headers,
+    Progress,
     Request,
     StreamTransport,
     Submission,
     Transport,
     TransportError,
-    read_body,
     validate_base_url,
 )
 from worker_adapters.transport._httpx import Client, HttpxTransport
@@ -56,6 +56,7 @@ from worker_adapters.transport._tls import trusted_roots
 
 __all__ = ["Answer", "Call", "Dispatch", "HttpAdapter", "Unsupported"]
 
+ABORT_ATTEMPTS: Final = 3
 ABORT_SECONDS: Final = 2.0
 """How long the engine's own abort may take; the stream has ended whatever comes of it."""
 
@@ -81,6 +82,8 @@ class HttpAdapter(IdentifiedEngine):
         replica_id: Which replica of the pool it is.
         sampler_profiles: What ``TaskRequest.sampler_profile_version`` may name.
         timeouts: Clocks for every call; a call's own ``timeouts`` replace them.
+        retries: When a request is sent once more; ``RetryPolicy()`` when unset, and
+            ``RetryPolicy(attempts=1)`` for never.
         http_client: An ``httpx.AsyncClient`` to use instead of the adapter's own; it is never
             closed here, and belongs to one event loop.
         transport: What streams come over: ``native`` sockets, read and decoded in Rust, or
@@ -92,7 +95,8 @@ class HttpAdapter(IdentifiedEngine):
         egress: What may be connected to; scheme, host and port of the base URL when unset. Of an
             injected client's connections only the URL is checked.
         clock: Monotonic seconds; for tests.
-        rng: Where seeds come from when a task has none.
+        wall_clock: Seconds since 1970, which only a ``Retry-After`` date asks for; for tests.
+        rng: Where seeds come from when a task has none, and the pauses between retries.
 
     Raises ValueError for a base URL, key or profile that cannot be used, saying why.
     """
@@ -122,12 +126,14 @@ class HttpAdapter(IdentifiedEngine):
         replica_id: str = "0",
         sampler_profiles: Iterable[SamplerProfile] = (),
         timeouts: Timeouts | None = None,
+        retries: RetryPolicy | None = None,
         http_client: Client | None = None,
         transport: Literal["native", "httpx"] | None = None,
         gather_window: float = 0.0,
         max_streams: int = 1024,
         egress: EgressPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
         super().__init__()
@@ -144,6 +150,7 @@ class HttpAdapter(IdentifiedEngine):
             self.base_url, client=http_client, egress=egress
         )
         self._clock = clock
+        self._wall_clock = wall_clock
         if transport is None:
             transport = "httpx" if http_client is not None else DEFAULT_TRANSPORT
         self._data_plane: StreamTransport
@@ -163,6 +170,7 @@ class HttpAdapter(IdentifiedEngine):
                 max_streams=max_streams,
             )
         self._rng = random.SystemRandom() if rng is None else rng
+        self._retries = Retries(RetryPolicy() if retries is None else retries, self._rng.uniform)
         self._aborts: set[Abort] = set()
         self._submits: dict[UUID, Call] = {}
         self._streams: WeakValueDictionary[UUID, TokenStream] = WeakValueDictionary()
@@ -338,16 +346,10 @@ class HttpAdapter(IdentifiedEngine):
     ) -> TokenStream:
         try:
             try:
-                dispatch = replace(
-                    dispatch, identity=await self._known_identity(call), model=self._model
-                )
-                self._check_engine(dispatch, call)
-                # Before the decoder, which has to know the key that they carry.
-                headers = self._headers(call, context)
-                decoder = self._decoder(dispatch, context, call)
-                if dispatch.task.workload == "completion":
-                    return await self._stream(dispatch, headers, call, decoder)
-                return await self._unary_stream(dispatch, headers, call, decoder)
+                dispatch = await self._informed(dispatch, call)
+                if dispatch.task.workload != "completion":
+                    return await self._unary_stream(dispatch, context, call)
+                return await self._streamed(dispatch, context, call)
             except CancelledInFlightError:
                 decoder = self._decoder(dispatch, context, call)
                 events = decoder.cancel(self._clock())
@@ -357,6 +359,33 @@ class HttpAdapter(IdentifiedEngine):
         except Unsupported as refusal:
             field, why = refusal.field, refusal.why
         raise self._unsupported(dispatch, field, call, why)
+
+    async def _informed(self, dispatch: Dispatch, call: Call) -> Dispatch:
+        """Return the task for the engine as it is now. Raises WorkerError where they do not fit."""
+        identity = await self._known_identity(call)
+        dispatch = replace(dispatch, identity=identity, model=self._model)
+        self._check_engine(dispatch, call)
+        return dispatch
+
+    async def _streamed(
+        self, dispatch: Dispatch, context: SubmitContext, call: Call
+    ) -> TokenStream:
+        """Send a completion, again where the engine has provably not taken it up."""
+        attempts = self._retries.begin()
+        while True:
+            try:
+                return await self._stream(dispatch, context, call)
+            except WorkerError as error:
+                pause = attempts.pause_after(error, Repeat.HARMFUL, self._clock(), call.deadline)
+                if pause is None:
+                    raise
+                is_another = error.status is None or error.detail == "loading"
+                if is_another:
+                    self._forget_identity(error.kind)
+            await call.wait(asyncio.sleep(pause), None)
+            if is_another:
+                # Who answers now may have another model.
+                dispatch = await self._informed(dispatch, call)
 
     def _check_engine(self, dispatch: Dispatch, call: Call) -> None:
         """Refuse what this engine, as far as it tells, cannot do. Raises WorkerError."""
@@ -417,18 +446,18 @@ class HttpAdapter(IdentifiedEngine):
             token_gap_timeout=timeouts.token_gap,
             idle_timeout=timeouts.idle,
             deadline=call.deadline,
+            wall=(self._clock(), self._wall_clock()),
         )
 
-    async def _stream(
-        self, dispatch: Dispatch, headers: Headers, call: Call, decoder: StreamDecoder
-    ) -> TokenStream:
-        headers = _overlaid(headers, self._submit_headers(dispatch))
+    async def _stream(self, dispatch: Dispatch, context: SubmitContext, call: Call) -> TokenStream:
+        # Before the decoder, which has to know the key that they carry.
+        headers = _overlaid(self._headers(call, context), self._submit_headers(dispatch))
         if not self.keeps_after_stream:
             headers = (*headers, (b"Connection", b"close"))
         submission = Submission(
             dispatch.task.task_id,
             _sealed(self._completion(dispatch), headers),
-            decoder,
+            self._decoder(dispatch, context, call),
             call,
             clock=self._clock,
             on_terminal=self._on_terminal,
@@ -437,13 +466,17 @@ class HttpAdapter(IdentifiedEngine):
         return await self._data_plane.submit(submission)
 
     async def _unary_stream(
-        self, dispatch: Dispatch, headers: Headers, call: Call, decoder: StreamDecoder
+        self, dispatch: Dispatch, context: SubmitContext, call: Call
     ) -> TokenStream:
         task = dispatch.task
-        request = _sealed(self._unary_request(dispatch), headers)
+        request = _sealed(self._unary_request(dispatch), self._headers(call, context))
+        decoder = self._decoder(dispatch, context, call)
         decoder.dispatched(self._clock())
+        # No variable holds the answer: it may quote the task.
         answer = self._parsed(
-            await self._exchange(request, call), call, lambda data: self._unary_answer(task, data)
+            await self._exchange(request, call, Repeat.WASTEFUL),
+            call,
+            lambda data: self._unary_answer(task, data),
         )
         events = decoder.complete(
             self._clock(),
@@ -468,18 +501,37 @@ class HttpAdapter(IdentifiedEngine):
         """Send an abort; whether the engine took it, within `ABORT_SECONDS`."""
         # A call of its own: the task's is over.
         call = self._call(None, correlation_id)
+        attempts = self._retries.begin(ABORT_ATTEMPTS)
+        until = self._clock() + ABORT_SECONDS
         taken = False
-        with contextlib.suppress(TimeoutError, TransportError, WorkerError):
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ABORT_SECONDS):
-                # The key of now, not that of the submit.
-                headers = _overlaid(self._headers(call), request.headers)
-                body = await self._open(replace(request, headers=headers), call)
-                try:
-                    await read_body(body, MAX_ERROR_BYTES)
-                finally:
-                    await body.aclose()
-                taken = 200 <= body.status < 300
+                while (refusal := await self._abort_refusal(request, call)) is not None:
+                    now = self._clock()
+                    pause = attempts.pause_after(refusal, Repeat.HARMLESS, now, until)
+                    if pause is None:
+                        break
+                    await asyncio.sleep(pause)
+                else:
+                    taken = True
         return taken if self.confirms_abort else None
+
+    async def _abort_refusal(self, request: Request, call: Call) -> WorkerError | None:
+        """Send an abort once; return what came in the way of it, if anything did."""
+        call.progress = Progress()
+        try:
+            # The key of now, not that of the submit.
+            headers = _overlaid(self._headers(call), request.headers)
+            answer = await self._answer(replace(request, headers=headers), call)
+        except TransportError as error:
+            refusal = self._failed(error, call)
+        except WorkerError as error:
+            refusal = error
+        else:
+            if 200 <= answer.status < 300:
+                return None
+            refusal = self._classified(answer, call)
+        return refusal if isinstance(refusal, WorkerError) else None
 
 
 def _overlaid(headers: Headers, own: Headers) -> Headers:

@@ -72,6 +72,7 @@ class IdentifiedEngine(HttpCalls):
         """
         call = self._call(timeouts)
         call.until = call.unary_end()
+        call.repeats = False
         ready_at, self._ready_at = self._ready_at, None
         was_ready = ready_at is not None and self._clock() - ready_at < FLAP_SECONDS
         try:
@@ -143,7 +144,7 @@ class IdentifiedEngine(HttpCalls):
             raise CancelledInFlightError
         asking = self._ask_for_all(call)
         try:
-            told = await call.wait(asking.result(), call.deadline)
+            told = await call.wait(asking.result(call.deadline), call.deadline)
         except TimeoutError:
             phase = asking.call.progress.phase
             raise self._error(call, "deadline", phase=phase, processed="no") from None

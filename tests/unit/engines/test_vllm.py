@@ -13,6 +13,7 @@ from tests.conftest import CAPTURES
 from tests.transports import both_transports
 from tests.unit.engines.played import NOT_FOUND, capture, engine
 from tests.unit.engines.tasking import HELLO, dispatch, payload, task
+from tests.unit.tasks import ONCE
 from tests.unit.wire import STREAM_HEAD, Connection, Received, Server, answer, chunk, eventually
 from worker_adapters import AdapterError, PoolUnavailable, SamplerProfile, WorkerProps, WorkerReset
 from worker_adapters.capabilities import Feature
@@ -48,7 +49,10 @@ async def serving(
     base: dict[str, Answering] = {"GET /version": version, "GET /v1/models": models}
     if tag == "vllm032":
         base[f"POST {ABORT_PATH}"] = capture("vllm/vllm032-inference-abort-unknown")
-    async with engine({**base, **(routes or {})}) as server, VllmAdapter(server.url) as adapter:
+    async with (
+        engine({**base, **(routes or {})}) as server,
+        VllmAdapter(server.url, retries=ONCE) as adapter,
+    ):
         yield adapter, server
 
 
