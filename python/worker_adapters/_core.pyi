@@ -1,5 +1,6 @@
 """Types of the compiled core. Checked against the built module by stubtest in `make lint`."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ClassVar, Final, Literal, TypeAlias, final
@@ -444,6 +445,7 @@ class NativeTarget:
         headers: Sequence[tuple[bytes, bytes]],
         body: bytes | None,
         decoder: StreamDecoder,
+        create_future: Callable[[], asyncio.Future[None]],
         unattended: Callable[[], object],
         *,
         connect_timeout: float | None = None,
@@ -451,7 +453,8 @@ class NativeTarget:
     ) -> NativeStream:
         """Send a request; ``decoder``, fresh, decodes its answer and belongs to the stream.
 
-        ``unattended`` is called in the loop when something has come and nobody waits for it.
+        ``create_future`` makes what a reader awaits. ``unattended`` is called in the loop when
+        something has come and nobody waits for it, and when the terminal event is handed over.
         Raises ValueError, and leaves the decoder alone, when the request cannot be written as HTTP.
         """
 
@@ -461,6 +464,13 @@ class NativeStream:
 
     def head(self, future: object) -> bool:
         """Whether the answer is known to be a stream, or to be over; else ``future`` is told."""
+    def poll(self) -> list[TokenEvent] | asyncio.Future[None] | None:
+        """Hand over what has come; else a future that is told when something does.
+
+        None when nothing will.
+        """
+    def poll_sse(self) -> bytes | asyncio.Future[None] | None:
+        """As `poll`, the events rendered as server-sent ones."""
     def wait(self, future: object, seen: int = 0) -> bool:
         """Whether more than ``seen`` events can be taken, or as many as ever will be.
 

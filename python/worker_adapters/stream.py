@@ -11,9 +11,9 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 from uuid import UUID
 
 from worker_adapters._abort import Abort
@@ -201,7 +201,7 @@ class TokenStream(ABC):
         before, or is left meanwhile.
         """
         if self._reading:
-            raise _second_reader()
+            raise second_reader()
         was_closed = self._closed
         events: list[TokenEvent] = []
         async with self:
@@ -328,7 +328,7 @@ class TokenStream(ABC):
         is left.
         """
         if self._reading:
-            raise _second_reader()
+            raise second_reader()
         self._reading = True
         try:
             while (count := len(self._ready) + self._pending) < most:
@@ -371,7 +371,7 @@ class TokenStream(ABC):
         return taken + self._take_sse()
 
 
-def _second_reader() -> RuntimeError:
+def second_reader() -> RuntimeError:
     return RuntimeError("another task is reading this stream; a stream has one reader")
 
 
@@ -405,8 +405,8 @@ class _Batches:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> list[TokenEvent]:
-        return await self._stream._next_batch(self._max_events, self._max_wait)
+    def __anext__(self) -> Coroutine[Any, Any, list[TokenEvent]]:
+        return self._stream._next_batch(self._max_events, self._max_wait)
 
 
 class _Rendered:
@@ -421,8 +421,8 @@ class _Rendered:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> bytes:
-        return await self._stream._next_sse(self._max_wait)
+    def __anext__(self) -> Coroutine[Any, Any, bytes]:
+        return self._stream._next_sse(self._max_wait)
 
 
 def _collected(events: list[TokenEvent]) -> Collected:

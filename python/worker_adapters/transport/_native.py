@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable
-from typing import Final
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 from worker_adapters._core import (
     EgressPolicy,
@@ -21,10 +21,12 @@ from worker_adapters._core import (
     __version__,
 )
 from worker_adapters.errors import DeadlineUnmet, DecodeTimeout
-from worker_adapters.stream import TokenStream
+from worker_adapters.stream import TokenStream, second_reader
 from worker_adapters.transport import CancelledInFlightError, Headers, Progress, Submission
 
 __all__ = ["NativeTransport"]
+
+_T = TypeVar("_T")
 
 MAX_GATHER_SECONDS: Final = 0.1
 """The widest gather window."""
@@ -86,6 +88,7 @@ class NativeTransport:
                 [*_HEADERS, *request.headers],
                 request.body or None,
                 submission.decoder,
+                session.loop.create_future,
                 unattended,
                 connect_timeout=call.timeouts.connect,
                 tls_timeout=call.timeouts.tls,
@@ -314,6 +317,44 @@ class _NativeTokenStream(TokenStream):
 
     def _take_sse(self) -> bytes:
         return self._native.take_sse()
+
+    async def __anext__(self) -> TokenEvent:
+        if self._ready:
+            return self._ready.popleft()
+        events = await self._next_of(self._native.poll)
+        if len(events) > 1:
+            self._ready.extend(events)
+            return self._ready.popleft()
+        return events[0]
+
+    def _next_batch(self, most: int | None, wait: float) -> Coroutine[Any, Any, list[TokenEvent]]:
+        if most is None and not wait and not self._ready:
+            return self._next_of(self._native.poll)
+        return super()._next_batch(most, wait)
+
+    def _next_sse(self, wait: float) -> Coroutine[Any, Any, bytes]:
+        if not wait and not self._ready:
+            return self._next_of(self._native.poll_sse)
+        return super()._next_sse(wait)
+
+    async def _next_of(self, poll: Callable[[], _T | asyncio.Future[None] | None]) -> _T:
+        """Wait for what ``poll`` hands over. Raises StopAsyncIteration when nothing is left."""
+        if self._reading:
+            raise second_reader()
+        self._reading = True
+        try:
+            while isinstance(polled := poll(), asyncio.Future):
+                await polled
+        except asyncio.CancelledError:
+            self._cancel_now()
+            raise
+        finally:
+            self._reading = False
+        if polled is None:
+            self._closed = True
+            await self._release()
+            raise StopAsyncIteration
+        return polled
 
     async def _read(self, until: float | None) -> None:
         native = self._native

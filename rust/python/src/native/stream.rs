@@ -15,6 +15,9 @@ use super::reactor::PyReactor;
 use super::wakes::StreamWaker;
 use crate::event::PyTokenEvent;
 
+/// What most events take as a server-sent event.
+const SSE_BYTES: usize = 96;
+
 /// One task's answer, while it comes.
 #[pyclass(frozen, name = "NativeStream", module = "worker_adapters._core")]
 pub(crate) struct PyNativeStream {
@@ -22,6 +25,8 @@ pub(crate) struct PyNativeStream {
     waker: Arc<StreamWaker>,
     std_waker: Waker,
     reactor: Py<PyReactor>,
+    /// Makes a future of the loop whose stream this is.
+    create_future: Py<PyAny>,
 }
 
 struct Inner {
@@ -39,6 +44,7 @@ impl PyNativeStream {
         stream: EventStream,
         waker: Arc<StreamWaker>,
         reactor: Py<PyReactor>,
+        create_future: Py<PyAny>,
     ) -> Self {
         let inner = Inner {
             stream: Some(stream),
@@ -48,15 +54,63 @@ impl PyNativeStream {
             tokens_emitted: 0,
         };
         let std_waker = waker.waker();
-        Self { inner: Mutex::new(inner), waker, std_waker, reactor }
+        Self { inner: Mutex::new(inner), waker, std_waker, reactor, create_future }
     }
 
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Inner> {
         self.inner.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn list<'py>(
+        &self,
+        py: Python<'py>,
+        mut batch: Vec<TokenEvent>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        // Making Python objects can run arbitrary Python code, so no lock is held meanwhile.
+        let list = PyList::new(py, batch.drain(..).map(PyTokenEvent));
+        self.lock(py).give_back(batch);
+        list
+    }
+
+    /// What `hand_over` makes of what has come; a future where nothing has, None where nothing will.
+    fn polled<'py>(
+        &self,
+        py: Python<'py>,
+        hand_over: impl FnOnce(&Self, Python<'py>, Vec<TokenEvent>) -> PyResult<Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.reactor.get().read_clock(py)?;
+        let mut batch = self.lock(py).take(usize::MAX);
+        let mut future = None;
+        if batch.is_empty() {
+            let made = self.create_future.call0(py)?;
+            // Before looking again: what comes in between must find it.
+            self.waker.set_future(made.clone_ref(py));
+            let inner = &mut *self.lock(py);
+            let Some(stream) = &mut inner.stream else { return Ok(None) };
+            let mut context = Context::from_waker(&self.std_waker);
+            if stream.poll_beyond(0, &mut context).is_pending() {
+                future = Some(made.into_bound(py));
+            } else {
+                batch = inner.take(usize::MAX);
+            }
+        }
+        if let Some(future) = future {
+            return Ok(Some(future));
+        }
+        let Some(last) = batch.last() else {
+            drop(self.waker.take_future());
+            return Ok(None);
+        };
+        let is_last = last.is_terminal();
+        let handed = hand_over(self, py, batch)?;
+        if is_last {
+            self.waker.tell_unattended(py)?;
+        }
+        Ok(Some(handed))
+    }
+
     /// Has `future` be told, unless `poll` says that there is nothing to wait for; whether so.
-    fn poll(
+    fn await_by(
         &self,
         py: Python<'_>,
         future: Py<PyAny>,
@@ -108,11 +162,26 @@ impl Inner {
 
 #[pymethods]
 impl PyNativeStream {
+    /// Hands over what has come, if anything has; else a future that is told when something does,
+    /// or None when nothing will. The last of the events is told to `unattended`, too.
+    fn poll<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.polled(py, |stream, py, batch| Ok(stream.list(py, batch)?.into_any()))
+    }
+
+    /// As `poll`, rendered as server-sent events.
+    fn poll_sse<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.polled(py, |stream, py, batch| {
+            let bytes = rendered(py, &batch).into_any();
+            stream.lock(py).give_back(batch);
+            Ok(bytes)
+        })
+    }
+
     /// Whether more than `seen` events can be taken without waiting, or as many as ever will be;
     /// else `future` is told when that changes.
     #[pyo3(signature = (future, seen=0))]
     fn wait(&self, py: Python<'_>, future: Py<PyAny>, seen: usize) -> bool {
-        self.poll(py, future, |inner, context| {
+        self.await_by(py, future, |inner, context| {
             let held = inner.held.len();
             let Some(stream) = &mut inner.stream else { return true };
             held > seen || stream.poll_beyond(seen - held, context).is_ready()
@@ -121,7 +190,7 @@ impl PyNativeStream {
 
     /// Whether the answer is known to be a stream, or to be over; as `wait`.
     fn head(&self, py: Python<'_>, future: Py<PyAny>) -> bool {
-        self.poll(py, future, |inner, context| {
+        self.await_by(py, future, |inner, context| {
             inner.stream.as_mut().is_none_or(|stream| stream.poll_head(context).is_ready())
         })
     }
@@ -130,23 +199,15 @@ impl PyNativeStream {
     #[pyo3(signature = (most=None))]
     fn take<'py>(&self, py: Python<'py>, most: Option<usize>) -> PyResult<Bound<'py, PyList>> {
         self.reactor.get().read_clock(py)?;
-        let mut batch = self.lock(py).take(most.unwrap_or(usize::MAX));
-        // Making Python objects can run arbitrary Python code, so the lock is not held meanwhile.
-        let list = PyList::new(py, batch.drain(..).map(PyTokenEvent));
-        self.lock(py).give_back(batch);
-        list
+        let batch = self.lock(py).take(most.unwrap_or(usize::MAX));
+        self.list(py, batch)
     }
 
     /// Hands over what has come as server-sent events.
     fn take_sse<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         self.reactor.get().read_clock(py)?;
         let batch = self.lock(py).take(usize::MAX);
-        let mut rendered = Vec::with_capacity(batch.len() * 96);
-        for event in &batch {
-            event.write_sse(&mut rendered);
-        }
-        self.lock(py).give_back(batch);
-        Ok(PyBytes::new(py, &rendered))
+        Ok(rendered(py, &batch))
     }
 
     /// Ends the stream for its caller and closes the connection; whether there was anything to end.
@@ -234,4 +295,12 @@ impl PyNativeStream {
     fn __clear__(&self) {
         drop(self.waker.forget());
     }
+}
+
+fn rendered<'py>(py: Python<'py>, batch: &[TokenEvent]) -> Bound<'py, PyBytes> {
+    let mut rendered = Vec::with_capacity(batch.len() * SSE_BYTES);
+    for event in batch {
+        event.write_sse(&mut rendered);
+    }
+    PyBytes::new(py, &rendered)
 }

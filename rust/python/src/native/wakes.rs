@@ -117,15 +117,18 @@ impl StreamWaker {
     }
 
     fn tell(&self, py: Python<'_>) -> PyResult<()> {
-        if let Some(future) = self.take_future() {
-            let future = future.bind(py);
-            if future.call_method0(intern!(py, "done"))?.is_truthy()? {
-                // Its task was cancelled in this very turn of the loop.
-                return Ok(());
-            }
-            future.call_method1(intern!(py, "set_result"), (py.None(),))?;
+        let Some(future) = self.take_future() else { return self.tell_unattended(py) };
+        let future = future.bind(py);
+        let told = future.call_method1(intern!(py, "set_result"), (py.None(),));
+        if told.is_err() && future.call_method0(intern!(py, "done"))?.is_truthy()? {
+            // Its task was cancelled in this very turn of the loop.
             return Ok(());
         }
+        told.map(drop)
+    }
+
+    /// Tells whoever is to know though nobody waits.
+    pub(crate) fn tell_unattended(&self, py: Python<'_>) -> PyResult<()> {
         let unattended = lock(&self.unattended).as_ref().map(|callable| callable.clone_ref(py));
         if let Some(unattended) = unattended {
             unattended.call0(py)?;
