@@ -114,12 +114,15 @@ impl Chunked {
                 return Ok(piece);
             }
             // A token's chunk: what is around its data lies whole in one read.
-            let line = match self {
-                Self::DataCr => input.strip_prefix(b"\r\n"),
-                Self::Size { digits: 0, .. } => Some(*input),
-                _ => None,
-            };
-            if let Some((size, rest)) = line.and_then(plain_size) {
+            if matches!(self, Self::DataCr)
+                && let Some(rest) = input.strip_prefix(b"\r\n")
+            {
+                *input = rest;
+                *self = Self::NEXT;
+            }
+            if matches!(self, Self::Size { digits: 0, .. })
+                && let Some((size, rest)) = plain_size(input)
+            {
                 *input = rest;
                 *self = Self::Data { left: size };
                 continue;
@@ -185,10 +188,9 @@ impl Chunked {
 #[inline]
 fn plain_size(input: &[u8]) -> Option<(u64, &[u8])> {
     let mut size = 0;
-    for at in 0..=SIZE_DIGITS {
-        let byte = *input.get(usize::from(at))?;
-        let Some(digit) = char::from(byte).to_digit(16) else {
-            let rest = input.get(usize::from(at)..)?.strip_prefix(b"\r\n")?;
+    for (at, byte) in input.iter().enumerate().take(usize::from(SIZE_DIGITS) + 1) {
+        let Some(digit) = char::from(*byte).to_digit(16) else {
+            let rest = input.get(at..)?.strip_prefix(b"\r\n")?;
             return (size > 0).then_some((size, rest));
         };
         size = size << 4 | u64::from(digit);
