@@ -8,20 +8,20 @@ use worker_adapters_core::event::TokenEvent;
 use worker_adapters_core::http::ResponseHead;
 use worker_adapters_core::time::Instant;
 
-use crate::sink::Sink;
+use crate::sink::{Sink, Standing};
 
 /// Calls a [`Sink`]. Once that has panicked, it is asked for its error and never called again.
 ///
 /// Nothing that the panic says reaches the error: it may quote generated text.
 pub(crate) struct Guard {
     sink: Box<dyn Sink>,
-    is_terminal: bool,
+    standing: Standing,
     is_broken: Cell<bool>,
 }
 
 impl Guard {
     pub(crate) fn new(sink: Box<dyn Sink>) -> Self {
-        Self { sink, is_terminal: false, is_broken: Cell::new(false) }
+        Self { sink, standing: Standing::default(), is_broken: Cell::new(false) }
     }
 
     pub(crate) fn dispatched(&mut self, now: Instant, out: &mut Vec<TokenEvent>) {
@@ -38,7 +38,7 @@ impl Guard {
     }
 
     pub(crate) fn body(&mut self, bytes: &[u8], now: Instant, out: &mut Vec<TokenEvent>) {
-        self.tell(now, out, |sink, out| sink.body(bytes, now, out));
+        self.hear(now, out, |sink, out| sink.read(bytes, now, out));
     }
 
     pub(crate) fn finish(&mut self, complete: bool, now: Instant, out: &mut Vec<TokenEvent>) {
@@ -71,15 +71,14 @@ impl Guard {
 
     /// When the next clock runs out; at once where a panic waits to become an error.
     pub(crate) fn next_wakeup(&self) -> Option<Instant> {
-        if self.is_terminal {
+        if self.standing.is_terminal {
             return None;
         }
-        let due = self.ask(None, Sink::next_wakeup);
-        if self.is_broken.get() { Some(Instant::default()) } else { due }
+        if self.is_broken.get() { Some(Instant::default()) } else { self.standing.next_wakeup }
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.ask(None, Sink::deadline)
+        self.standing.deadline
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -87,7 +86,7 @@ impl Guard {
     }
 
     pub(crate) fn is_terminal(&self) -> bool {
-        self.is_terminal
+        self.standing.is_terminal
     }
 
     pub(crate) fn tokens_emitted(&self) -> u64 {
@@ -116,19 +115,27 @@ impl Guard {
         out: &mut Vec<TokenEvent>,
         news: impl FnOnce(&mut dyn Sink, &mut Vec<TokenEvent>),
     ) {
+        self.hear(now, out, |sink, out| {
+            news(sink, out);
+            sink.standing()
+        });
+    }
+
+    fn hear(
+        &mut self,
+        now: Instant,
+        out: &mut Vec<TokenEvent>,
+        news: impl FnOnce(&mut dyn Sink, &mut Vec<TokenEvent>) -> Standing,
+    ) {
         if !self.is_broken.get() {
             let sink = &mut *self.sink;
-            let outcome = catch_unwind(AssertUnwindSafe(|| {
-                news(sink, out);
-                sink.is_terminal()
-            }));
-            match outcome {
-                Ok(is_terminal) => self.is_terminal = is_terminal,
+            match catch_unwind(AssertUnwindSafe(|| news(sink, out))) {
+                Ok(standing) => self.standing = standing,
                 Err(_) => self.is_broken.set(true),
             }
         }
-        if self.is_broken.get() && !self.is_terminal {
-            self.is_terminal = true;
+        if self.is_broken.get() && !self.standing.is_terminal {
+            self.standing.is_terminal = true;
             self.fail_for_good(now, out);
         }
     }

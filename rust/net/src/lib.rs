@@ -38,7 +38,7 @@ pub use exchange::{
     DRAIN_BYTES, DRAIN_TIME, ERROR_BODY_BYTES, ERROR_BODY_TIME, QUEUE_BYTES, QUEUE_EVENTS,
 };
 pub use reactor::{Driver, Reactor, ReactorConfig};
-pub use sink::Sink;
+pub use sink::{Sink, Standing};
 pub use state::{READ_BYTES, Stats};
 pub use stream::EventStream;
 pub use target::{Bounds, Prepared, Request, SubmitError, Target, TargetConfig, Vet};

@@ -7,10 +7,22 @@ use worker_adapters_core::http::ResponseHead;
 use worker_adapters_core::stream::StreamDecoder;
 use worker_adapters_core::time::Instant;
 
+/// Where a [`Sink`] stands after it was told something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// [`Sink::is_terminal`].
+    pub is_terminal: bool,
+    /// [`Sink::next_wakeup`].
+    pub next_wakeup: Option<Instant>,
+    /// [`Sink::deadline`].
+    pub deadline: Option<Instant>,
+}
+
 /// Takes in one response. Implemented by every [`StreamDecoder`], whatever its dialect.
 ///
 /// Each call tells the time; events go to `out`. After a terminal event the exchange tells only
-/// what is left of the body.
+/// what is left of the body. What it answers to a question may change only with what it is told:
+/// the exchange asks after each call, and remembers.
 ///
 /// A sink that panics ends its own exchange with the detail `internal`, and no other.
 pub trait Sink: Send {
@@ -50,6 +62,21 @@ pub trait Sink: Send {
     fn tokens_emitted(&self) -> u64;
     /// Whether something came after the terminal event that did not belong there.
     fn has_surplus(&self) -> bool;
+
+    /// All that the exchange asks after each call.
+    fn standing(&self) -> Standing {
+        Standing {
+            is_terminal: self.is_terminal(),
+            next_wakeup: self.next_wakeup(),
+            deadline: self.deadline(),
+        }
+    }
+
+    /// [`body`](Self::body) and [`standing`](Self::standing): a read of a token is one call.
+    fn read(&mut self, bytes: &[u8], now: Instant, out: &mut Vec<TokenEvent>) -> Standing {
+        self.body(bytes, now, out);
+        self.standing()
+    }
 }
 
 impl<P: FrameParser + Send> Sink for StreamDecoder<P> {
