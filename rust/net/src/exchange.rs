@@ -250,6 +250,11 @@ impl Exchange {
         }
     }
 
+    /// Whether its socket waits for a reader that has taken what there was.
+    pub(crate) fn is_held_up(&self) -> bool {
+        self.is_paused && self.wants_bytes()
+    }
+
     pub(crate) fn has_room(&self) -> bool {
         self.queue.is_empty()
             || (self.queue.len() < QUEUE_EVENTS && self.queued_bytes < QUEUE_BYTES)

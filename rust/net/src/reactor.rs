@@ -238,12 +238,13 @@ impl Shared {
             return take(None);
         }
         let mut state = self.state();
-        let taken = take(state.exchange(key));
-        if state.is_held_up(key) {
+        let Some(exchange) = state.exchange(key) else { return take(None) };
+        let taken = take(Some(exchange));
+        let displaced = exchange.displaced.take();
+        if exchange.is_held_up() {
             state.release(key, self.clock.now());
             let _ = self.waker.wake();
         }
-        let displaced = state.exchange(key).and_then(|exchange| exchange.displaced.take());
         drop(state);
         drop(displaced);
         taken

@@ -162,12 +162,7 @@ impl State {
         self.exchanges.get_mut(key)
     }
 
-    /// Whether an exchange's socket waits for a reader that has taken what there was.
-    pub(crate) fn is_held_up(&self, key: usize) -> bool {
-        self.exchanges.get(key).is_some_and(|exchange| exchange.is_paused && exchange.wants_bytes())
-    }
-
-    /// Has the socket of such an exchange read again, in the next turn.
+    /// Has the socket of an exchange that was held up read again, in the next turn.
     pub(crate) fn release(&mut self, key: usize, now: Instant) {
         if let Some(exchange) = self.exchanges.get_mut(key) {
             exchange.pause(false, now);
