@@ -34,6 +34,9 @@ const READS_PER_TURN: usize = 8;
 /// How much one exchange may write before the others have their turn.
 const WRITE_BYTES_PER_TURN: usize = 1 << 20;
 
+/// For how many wakers there is room before it has to grow.
+const WAKERS_AHEAD: usize = 32;
+
 /// What a reactor holds at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -212,7 +215,11 @@ impl State {
 
     /// What is left to be done when the lock is released.
     pub(crate) fn leave(&mut self) -> Leftovers {
-        Leftovers { wakers: std::mem::take(&mut self.wakers), dead: std::mem::take(&mut self.dead) }
+        let room = if self.wakers.is_empty() { 0 } else { WAKERS_AHEAD };
+        Leftovers {
+            wakers: std::mem::replace(&mut self.wakers, Vec::with_capacity(room)),
+            dead: std::mem::take(&mut self.dead),
+        }
     }
 
     pub(crate) fn open_connections(&self) -> usize {
