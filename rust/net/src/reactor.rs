@@ -32,11 +32,19 @@ pub struct ReactorConfig {
     pub clock: Arc<dyn Clock>,
     /// Looks names up.
     pub resolve: Arc<dyn Resolve>,
+    /// Tells a process from its forks: gives the same number for as long as there was no fork, and
+    /// another in the child. It is asked before each turn and each read. By default it gives the
+    /// process's id, which is a system call; who is told of forks, or makes none, knows cheaper.
+    pub process: fn() -> u32,
 }
 
 impl Default for ReactorConfig {
     fn default() -> Self {
-        Self { clock: Arc::new(Monotonic), resolve: Arc::new(SystemResolver) }
+        Self {
+            clock: Arc::new(Monotonic),
+            resolve: Arc::new(SystemResolver),
+            process: std::process::id,
+        }
     }
 }
 
@@ -64,6 +72,7 @@ pub(crate) struct Shared {
     /// When whoever turns the reactor will come by on its own; nanoseconds, `u64::MAX` for never.
     announced: AtomicU64,
     fd: RawFd,
+    process: fn() -> u32,
     /// The process whose sockets these are.
     owner: u32,
 }
@@ -97,7 +106,8 @@ impl Reactor {
             answers,
             announced: AtomicU64::new(u64::MAX),
             fd,
-            owner: std::process::id(),
+            process: config.process,
+            owner: (config.process)(),
         })))
     }
 
@@ -282,7 +292,7 @@ impl Shared {
     }
 
     pub(crate) fn is_forked(&self) -> bool {
-        self.owner != std::process::id()
+        self.owner != (self.process)()
     }
 }
 
