@@ -339,6 +339,16 @@ fn interim_responses_are_skipped_up_to_their_limit() {
 }
 
 #[test]
+fn an_alert_of_tls_is_told_from_other_nonsense() {
+    // A fatal unexpected_message, whose number is that of a line feed.
+    let alert = [21, 3, 1, 0, 2, 2, 10];
+    bad(alert, Fault::Tls);
+    bad(&alert[..1], Fault::Tls);
+    bad("HTTP/1.1 103 Early Hints\r\n\r\n\x15\x03", Fault::Tls);
+    bad("H\x15", Fault::Protocol);
+}
+
+#[test]
 fn a_partial_head_is_told_from_none() {
     let partial = |response: &str| whole(response.as_bytes()).partial_head;
     assert!(!partial(""));

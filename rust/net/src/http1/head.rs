@@ -11,6 +11,9 @@ use super::{Fault, Limits};
 /// How every head begins that is not of HTTP/0.9, HTTP/2 or another protocol.
 const START: &[u8] = b"HTTP/1.";
 
+/// How a record of TLS begins that holds an alert (RFC 8446, section 5.1).
+const TLS_ALERT: u8 = 21;
+
 /// The shortest header line, `a:` with its line end.
 const SHORTEST_LINE: usize = 4;
 
@@ -102,6 +105,9 @@ impl HeadReader {
         input: &mut &'b [u8],
         limits: &Limits,
     ) -> Result<Option<Place<'b>>, Fault> {
+        if self.kept.is_empty() && input.first() == Some(&TLS_ALERT) {
+            return Err(Fault::Tls);
+        }
         let room = limits.head_bytes.saturating_sub(self.kept.len());
         let (window, _) = input.split_at(room.min(input.len()));
         let Some(end) = self.lines.end_of_head(window)? else {

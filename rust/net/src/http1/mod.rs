@@ -98,6 +98,8 @@ pub enum Fault {
     Framing,
     /// The peer closed before the end.
     Truncated,
+    /// Instead of a response the peer sends an alert of TLS, which it takes us to speak.
+    Tls,
 }
 
 impl Fault {
@@ -108,6 +110,7 @@ impl Fault {
             Self::Protocol => Detail::Protocol,
             Self::Framing => Detail::Framing,
             Self::Truncated => Detail::Truncated,
+            Self::Tls => Detail::Tls,
         }
     }
 }
@@ -118,6 +121,7 @@ impl fmt::Display for Fault {
             Self::Protocol => "the peer's response head is not valid HTTP/1.1",
             Self::Framing => "the response body is framed against RFC 9112",
             Self::Truncated => "the peer closed before the end of the response",
+            Self::Tls => "the peer speaks TLS on this port; use https://",
         })
     }
 }
