@@ -1,10 +1,43 @@
-"""The engine's own abort of one task."""
+"""The engine's own abort of one task, and how it is known that the engine has stopped."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["Abort"]
+__all__ = ["MAX_CONFIRM_MS", "Abort", "confirmed", "patience"]
+
+MAX_CONFIRM_MS: Final = 600_000
+"""For how long a cancel may wait for the engine to confirm it."""
+
+
+def patience(confirm_within_ms: float) -> float:
+    """Return it in seconds. Raises ValueError."""
+    if not 0 <= confirm_within_ms <= MAX_CONFIRM_MS:
+        raise ValueError(
+            f"confirm_within_ms must be from 0 to {MAX_CONFIRM_MS}, not {confirm_within_ms}"
+        )
+    return confirm_within_ms / 1000
+
+
+async def confirmed(
+    abort: "Abort | None",
+    stopped: Callable[[], Coroutine[Any, Any, bool | None]] | None,
+    seconds: float,
+) -> bool | None:
+    """Wait for the engine to say that it works on a task no longer.
+
+    By the answer to its abort, or, where it has none, by ``stopped``. None where nobody waits or
+    the engine has no way to say so, False where it has and did not in time.
+    """
+    if not seconds or (abort is None and stopped is None):
+        return None
+    try:
+        async with asyncio.timeout(seconds):
+            if abort is not None:
+                return await abort.taken()
+            return None if stopped is None else await stopped()
+    except TimeoutError:
+        return False
 
 
 class Abort:

@@ -84,9 +84,10 @@ class TrioStream(TokenStream):
         """Read the rest and return it as one answer. See `TokenStream.collect`."""
         return await self._portal.call_from_trio(self._inner.collect())
 
-    async def cancel(self) -> CancelReceipt:
+    async def cancel(self, *, confirm_within_ms: float = 0) -> CancelReceipt:
         """Cancel the task, in whatever state the caller is. See `TokenStream.cancel`."""
-        return await self._portal.call_from_trio(self._inner.cancel(), shield=True)
+        work = self._inner.cancel(confirm_within_ms=confirm_within_ms)
+        return await self._portal.call_from_trio(work, shield=True)
 
     async def aclose(self) -> None:
         """Leave the stream, in whatever state the caller is. See `TokenStream.aclose`."""

@@ -96,10 +96,11 @@ class WorkerAdapter(ABC):
         """
 
     @abstractmethod
-    async def cancel(self, task_id: UUID | str) -> CancelReceipt:
+    async def cancel(self, task_id: UUID | str, *, confirm_within_ms: float = 0) -> CancelReceipt:
         """Cancel a task in whatever phase. Idempotent; an unknown id is no error.
 
-        No token is emitted after it returns.
+        No token is emitted after it returns. With ``confirm_within_ms`` the engine is waited for
+        that long to confirm that it has stopped; what it said is the receipt's ``confirmed``.
         """
 
     @abstractmethod

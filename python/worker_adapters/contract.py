@@ -320,7 +320,8 @@ class CancelReceipt(Contract):
     sent: bool
     """Whether anything was done about the engine."""
     confirmed: bool | None = None
-    """Whether the engine has confirmed it; None where it has no way to."""
+    """Whether the engine has confirmed it within the time there was; None where that was not waited
+    for, or the engine has no way to."""
     elapsed_ms: float
     """How long the call took, in milliseconds."""
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 from uuid import UUID
 
-from worker_adapters._abort import Abort
+from worker_adapters._abort import Abort, confirmed, patience
 from worker_adapters._core import TokenEvent
 from worker_adapters.contract import CancelReceipt, Collected, RerankScore
 from worker_adapters.errors import WorkerError
@@ -55,6 +55,7 @@ class TokenStream(ABC):
         "_process",
         "_reading",
         "_ready",
+        "_stopped",
         "_task_id",
     )
 
@@ -75,6 +76,8 @@ class TokenStream(ABC):
         self._clock = clock
         self._on_terminal = on_terminal
         self._abort = abort
+        self._stopped: Callable[[], Coroutine[Any, Any, bool | None]] | None = None
+        """Waits for an engine without an abort to say that it has stopped; see `confirmed`."""
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._ready: deque[TokenEvent] = deque()
@@ -215,35 +218,40 @@ class TokenStream(ABC):
             )
         return _collected(events)
 
-    async def cancel(self) -> CancelReceipt:
+    async def cancel(self, *, confirm_within_ms: float = 0) -> CancelReceipt:
         """Cancel the task. Idempotent; after it returns only a terminal event can still come.
 
-        Where the engine has an abort of its own, its answer is waited for, 2 s at most. May be
-        called from any loop; where the stream's own does not answer, the connection is closed
-        from here after `ELSEWHERE_SECONDS`.
+        With ``confirm_within_ms`` the engine is waited for that long, 10 minutes at most, to
+        confirm that it has stopped. May be called from any loop; where the stream's own does not
+        answer, the connection is closed from here after `ELSEWHERE_SECONDS`. Raises ValueError for
+        a time that is none.
         """
         self._check_process()
+        seconds = patience(confirm_within_ms)
         began = self._clock()
         if asyncio.get_running_loop() is not self._loop:
-            return await self._cancel_elsewhere(began)
+            return await self._cancel_elsewhere(began, confirm_within_ms)
         if not self._cancel_now():
             return self._receipt("none", None, began)
         await self._stop()
-        if self._abort is None:
-            return self._receipt("close", None, began)
-        return self._receipt("close+abort", await self._abort.taken(), began)
+        has_stopped = await confirmed(self._abort, self._stopped, seconds)
+        return self._receipt(self._cancel_method, has_stopped, began)
 
-    async def _cancel_elsewhere(self, began: float) -> CancelReceipt:
+    @property
+    def _cancel_method(self) -> Literal["close", "close+abort"]:
+        return "close" if self._abort is None else "close+abort"
+
+    async def _cancel_elsewhere(self, began: float, confirm_within_ms: float) -> CancelReceipt:
         """Cancel in the stream's own loop, or past it where it does not run."""
         if self._loop.is_running():
-            work = self.cancel()
+            work = self.cancel(confirm_within_ms=confirm_within_ms)
             try:
                 there = asyncio.run_coroutine_threadsafe(work, self._loop)
             except RuntimeError:  # it has just been closed
                 work.close()
             else:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(ELSEWHERE_SECONDS):
+                    async with asyncio.timeout(ELSEWHERE_SECONDS + confirm_within_ms / 1000):
                         # Should the loop go on one day, the cancel still has to take place.
                         return await asyncio.shield(asyncio.wrap_future(there))
         if self.is_terminal:
@@ -251,7 +259,7 @@ class TokenStream(ABC):
         if not self._loop.is_running():
             self._cancel_now()
         self._sever()
-        return self._receipt("close" if self._abort is None else "close+abort", None, began)
+        return self._receipt(self._cancel_method, None, began)
 
     def _receipt(
         self,

@@ -85,9 +85,9 @@ class SyncWorkerAdapter:
         work = self._adapter.submit(task, context=context, timeouts=timeouts)
         return SyncTokenStream(self._portal.call(work), self._portal)
 
-    def cancel(self, task_id: UUID | str) -> CancelReceipt:
+    def cancel(self, task_id: UUID | str, *, confirm_within_ms: float = 0) -> CancelReceipt:
         """Cancel a task in whatever phase. See `WorkerAdapter.cancel`."""
-        return self._portal.call(self._adapter.cancel(task_id))
+        return self._portal.call(self._adapter.cancel(task_id, confirm_within_ms=confirm_within_ms))
 
     def embed(
         self,
@@ -187,9 +187,9 @@ class SyncTokenStream:
         """Read the rest and return it as one answer. See `TokenStream.collect`."""
         return self._read(self._stream.collect())
 
-    def cancel(self) -> CancelReceipt:
+    def cancel(self, *, confirm_within_ms: float = 0) -> CancelReceipt:
         """Cancel the task. See `TokenStream.cancel`."""
-        return self._portal.call(self._stream.cancel())
+        return self._portal.call(self._stream.cancel(confirm_within_ms=confirm_within_ms))
 
     def close(self) -> None:
         """Leave the stream: nothing more is delivered. Idempotent."""

@@ -60,6 +60,24 @@ async def test_cancel_frees_the_slot_and_no_token_comes_after_it(
     assert not again.sent
 
 
+async def test_cancel_waits_until_the_slot_is_free(
+    slow_adapter: LlamaCppAdapter,
+    slow_engine: Engine,
+) -> None:
+    other = await _running(slow_adapter, slow_engine)
+    stream = await slow_adapter.submit(task(max_tokens=15_000, ctx=16_000))
+    while (await anext(stream)).kind != "token":
+        pass
+    receipt = await slow_adapter.cancel(stream.task_id, confirm_within_ms=WITHIN * 1000)
+    assert (receipt.method, receipt.sent, receipt.confirmed) == ("close", True, True)
+    # The other task goes on.
+    assert await slow_engine.busy() == 1
+    assert (await anext(other)).kind == "token"
+    receipt = await other.cancel(confirm_within_ms=WITHIN * 1000)
+    assert receipt.confirmed is True
+    assert await slow_engine.busy() == 0
+
+
 async def test_break_and_close_free_the_slot(
     slow_adapter: LlamaCppAdapter,
     slow_engine: Engine,

@@ -26,7 +26,7 @@ from tests.unit.wire import (
     frame,
     playing,
 )
-from worker_adapters import DeadlineUnmet, DecodeTimeout, Timeouts, WorkerError
+from worker_adapters import DeadlineUnmet, DecodeTimeout, RetryPolicy, Timeouts, WorkerError
 from worker_adapters.engines._http import ABORT_SECONDS
 from worker_adapters.engines.llamacpp import LlamaCppAdapter
 from worker_adapters.transport import Request
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     Answering = Callable[[Connection, Received], Awaitable[None]]
 
 pytestmark = both_transports
+
+WAITING = {"confirm_within_ms": 5000}
 
 HELLO = (frame("hel", 1), frame("lo", 2))
 
@@ -149,8 +151,10 @@ def test_cancel_sends_it_and_reports_the_answer(by: str) -> None:
     async def main() -> None:
         async with engine(saying(STREAM_HEAD, *HELLO)) as (made, server):
             stream = await started(made)
-            leaving = made.cancel(stream.task_id) if by == "adapter" else stream.cancel()
-            receipt = await leaving
+            if by == "adapter":
+                receipt = await made.cancel(stream.task_id, **WAITING)
+            else:
+                receipt = await stream.cancel(**WAITING)
             assert (receipt.method, receipt.sent, receipt.confirmed) == ("close+abort", True, True)
             # The answer has been waited for: nothing is left to come.
             assert ids(server, "/abort") == ids(server, "/completion")
@@ -174,6 +178,69 @@ async def gone_but_abort(server: Server) -> None:
     await connection.over()
 
 
+@pytest.mark.parametrize("by", ["adapter", "stream"])
+def test_a_cancel_waits_for_nobody_unless_it_is_told_to(by: str) -> None:
+    async def main() -> None:
+        async with engine(saying(STREAM_HEAD, *HELLO), silence) as (made, server):
+            stream = await started(made)
+            began = asyncio.get_running_loop().time()
+            leaving = made.cancel(stream.task_id) if by == "adapter" else stream.cancel()
+            receipt = await leaving
+            assert (receipt.method, receipt.sent, receipt.confirmed) == ("close+abort", True, None)
+            assert asyncio.get_running_loop().time() - began < 0.1
+            assert receipt.elapsed_ms < 100
+            await aborted_once(server)
+
+    run_virtually(main())
+
+
+def test_a_cancel_waits_no_longer_than_it_is_told_to() -> None:
+    async def main() -> None:
+        async with engine(saying(STREAM_HEAD, *HELLO), silence) as (made, _):
+            stream = await started(made)
+            receipt = await made.cancel(stream.task_id, confirm_within_ms=250)
+            assert (receipt.method, receipt.sent, receipt.confirmed) == ("close+abort", True, False)
+            assert 250 <= receipt.elapsed_ms < 400
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize("wrong", [-1, float("nan"), float("inf")])
+def test_a_time_to_wait_that_is_none_cancels_nothing(wrong: float) -> None:
+    async def main() -> None:
+        async with engine(saying(STREAM_HEAD, *HELLO)) as (made, _):
+            stream = await started(made)
+            for leave in (
+                made.cancel(stream.task_id, confirm_within_ms=wrong),
+                stream.cancel(confirm_within_ms=wrong),
+            ):
+                with pytest.raises(ValueError, match="confirm_within_ms must be from 0 to"):
+                    await leave
+            assert not stream.is_terminal
+
+    debugging(main())
+
+
+@pytest.mark.parametrize(("refusals", "tries"), [(1, 2), (2, 3), (9, 3)])
+def test_an_abort_that_fails_is_sent_again(refusals: int, tries: int) -> None:
+    async def main() -> None:
+        answers = [answer("", "503 Busy")] * refusals + [answer("{}")]
+
+        async def flaky(connection: Connection, _: Received) -> None:
+            await connection.send(answers.pop(0))
+
+        async with engine(saying(STREAM_HEAD, *HELLO), flaky, retries=RetryPolicy()) as (
+            made,
+            server,
+        ):
+            stream = await started(made)
+            receipt = await stream.cancel(**WAITING)
+            assert receipt.confirmed is (refusals < 3)
+            assert ids(server, "/abort") == ids(server, "/completion") * tries
+
+    run_virtually(main())
+
+
 def test_many_cancels_at_once_send_one() -> None:
     async def main() -> None:
         async with engine(saying(STREAM_HEAD, *HELLO)) as (made, server):
@@ -189,7 +256,7 @@ def test_cancel_from_another_loop() -> None:
     async def main() -> None:
         async with engine(saying(STREAM_HEAD, *HELLO)) as (made, server):
             stream = await started(made)
-            receipt = await asyncio.to_thread(asyncio.run, made.cancel(stream.task_id))
+            receipt = await asyncio.to_thread(asyncio.run, made.cancel(stream.task_id, **WAITING))
             assert (receipt.method, receipt.confirmed) == ("close+abort", True)
             await aborted_once(server)
 
@@ -338,7 +405,7 @@ def test_cancel_before_the_head() -> None:
             asked = task()
             waiting = asyncio.create_task(made.submit(asked))
             await server.asked("/completion")
-            receipt = await made.cancel(asked.task_id)
+            receipt = await made.cancel(asked.task_id, **WAITING)
             assert (receipt.method, receipt.sent, receipt.confirmed) == ("close+abort", True, True)
             assert ids(server, "/abort") == ids(server, "/completion")
             assert shape([event async for event in await waiting]) == ["end:cancelled"]
@@ -478,7 +545,7 @@ def test_a_refused_abort_is_not_confirmed(status: str) -> None:
             saying(STREAM_HEAD, *HELLO), saying(answer("no", status, "text/plain"))
         ) as (made, server):
             stream = await started(made)
-            receipt = await stream.cancel()
+            receipt = await stream.cancel(**WAITING)
             assert (receipt.method, receipt.confirmed) == ("close+abort", False)
             await aborted_once(server)
 
@@ -490,7 +557,7 @@ def test_an_answer_that_says_nothing_confirms_nothing() -> None:
         async with engine(saying(STREAM_HEAD, *HELLO)) as (made, server):
             made.confirms_abort = False  # type: ignore[misc]
             stream = await started(made)
-            receipt = await stream.cancel()
+            receipt = await stream.cancel(**WAITING)
             assert (receipt.method, receipt.sent, receipt.confirmed) == ("close+abort", True, None)
             await aborted_once(server)
 
@@ -503,7 +570,7 @@ def test_an_abort_nobody_answers_takes_two_seconds() -> None:
         async with engine(saying(STREAM_HEAD, *HELLO), silence) as (made, server):
             streams = [await started(made) for _ in range(3)]
             began = loop.time()
-            receipt = await streams[0].cancel()
+            receipt = await streams[0].cancel(**WAITING)
             assert ABORT_SECONDS <= loop.time() - began < ABORT_SECONDS + 0.5
             assert receipt.confirmed is False
             assert receipt.elapsed_ms >= ABORT_SECONDS * 1000
@@ -523,7 +590,7 @@ def test_an_abort_that_is_cut_off() -> None:
     async def main() -> None:
         async with engine(saying(STREAM_HEAD, *HELLO), cut) as (made, _):
             stream = await started(made)
-            receipt = await stream.cancel()
+            receipt = await stream.cancel(**WAITING)
             assert (receipt.method, receipt.confirmed) == ("close+abort", False)
             assert shape([event async for event in stream]) == ["end:cancelled"]
 
@@ -538,7 +605,7 @@ def test_it_carries_the_key_of_its_time_and_the_task_s_correlation(tmp_path: Pat
         async with engine(saying(STREAM_HEAD, *HELLO), api_key=file) as (made, server):
             stream = await started(made)
             file.write_text("sk-second-key-longer\n", encoding="utf-8")
-            await stream.cancel()
+            await stream.cancel(**WAITING)
             [submitted], [aborted] = server.requests("/completion"), server.requests("/abort")
             assert submitted.headers["authorization"] == "Bearer sk-first-key"
             assert aborted.headers["authorization"] == "Bearer sk-second-key-longer"
@@ -557,7 +624,7 @@ def test_a_key_that_is_gone_leaves_closing(tmp_path: Path) -> None:
         async with engine(saying(STREAM_HEAD, *HELLO), api_key=file) as (made, server):
             stream = await started(made)
             file.unlink()
-            receipt = await stream.cancel()
+            receipt = await stream.cancel(**WAITING)
             assert (receipt.method, receipt.confirmed) == ("close+abort", False)
             await gone(server)
             assert server.requests("/abort") == []
@@ -571,7 +638,7 @@ def test_a_task_submitted_again_has_another_id() -> None:
             asked = task()
             for _ in range(2):
                 stream = await started(made, asked)
-                await stream.cancel()
+                await stream.cancel(**WAITING)
             first, second = ids(server, "/abort")
             assert first != second
             assert ids(server, "/completion") == [first, second]

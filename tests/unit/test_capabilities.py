@@ -166,7 +166,7 @@ class Bare(WorkerAdapter):
     ) -> TokenStream:
         raise NotImplementedError
 
-    async def cancel(self, task_id: UUID | str) -> CancelReceipt:
+    async def cancel(self, task_id: UUID | str, *, confirm_within_ms: float = 0) -> CancelReceipt:
         raise NotImplementedError
 
     async def engine_version(self, *, timeouts: Timeouts | None = None) -> str:

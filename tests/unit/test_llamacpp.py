@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from contextlib import asynccontextmanager
@@ -11,7 +12,15 @@ import pytest
 
 from tests.transports import both_transports
 from tests.unit.tasks import PROMPT, adapter, task
-from tests.unit.wire import LAST_CHUNK, STREAM_HEAD, answer, final, playing
+from tests.unit.wire import (
+    LAST_CHUNK,
+    PROPS,
+    STREAM_HEAD,
+    answer,
+    final,
+    frame,
+    playing,
+)
 from worker_adapters import (
     AdapterError,
     PoolUnavailable,
@@ -415,3 +424,99 @@ async def test_an_engine_that_dies_over_an_embedding() -> None:
         with pytest.raises(WorkerReset) as caught:
             await made.embed(embedding(inputs=["a"]))
     assert (caught.value.detail, caught.value.processed) == ("reset", "unknown")
+
+
+# Whether it has stopped.
+
+SEED = 7
+
+
+def slot(seed: int | None, *, busy: bool = True) -> dict[str, Any]:
+    params = {} if seed is None else {"params": {"seed": seed}}
+    return {"id": 0, "is_processing": busy, "id_task": 1, **params}
+
+
+@asynccontextmanager
+async def generating(*slots: Any, **options: Any) -> AsyncIterator[tuple[LlamaCppAdapter, Server]]:
+    """An engine that never ends, and what it says of its slots, the last answer for ever."""
+    left = [given if isinstance(given, bytes) else answer(json.dumps(given)) for given in slots]
+
+    async def script(connection: Connection) -> None:
+        while True:
+            match (await connection.request()).path:
+                case "/props":
+                    await connection.send(answer(PROPS))
+                case "/slots":
+                    await connection.send(left.pop(0) if len(left) > 1 else left[0])
+                case _:
+                    await connection.send(STREAM_HEAD, frame("a", 1))
+                    await connection.until_closed()
+
+    async with playing(script) as server, adapter(server.url, **options) as made:
+        yield made, server
+
+
+@pytest.mark.parametrize(
+    ("slots", "asked"),
+    [
+        ([[]], 1),
+        ([[slot(SEED), slot(1)], [slot(SEED, busy=False), slot(1)]], 2),
+        ([[slot(SEED)], [slot(SEED)], [slot(8)]], 3),
+        ([[slot(None)], [slot(None, busy=False)]], 2),
+    ],
+)
+async def test_a_free_slot_confirms_a_cancel(slots: list[Any], asked: int) -> None:
+    async with generating(*slots) as (made, server):
+        stream = await made.submit(task(seed=SEED))
+        receipt = await made.cancel(stream.task_id, confirm_within_ms=5000)
+        assert (receipt.method, receipt.sent, receipt.confirmed) == ("close", True, True)
+        assert len(server.requests("/slots")) == asked
+        again = await made.cancel(stream.task_id, confirm_within_ms=5000)
+        assert (again.method, again.sent, again.confirmed) == ("none", False, None)
+
+
+async def test_a_slot_that_stays_busy_confirms_nothing() -> None:
+    async with generating([slot(SEED)]) as (made, server):
+        stream = await made.submit(task(seed=SEED))
+        receipt = await stream.cancel(confirm_within_ms=50)
+        assert (receipt.method, receipt.confirmed) == ("close", False)
+        assert receipt.elapsed_ms >= 50
+        assert len(server.requests("/slots")) > 1
+
+
+@pytest.mark.parametrize(
+    "refusal", [answer("{}", "501 Off"), answer("{}", "500 Oops"), answer("{"), answer("[{}]")]
+)
+async def test_an_engine_that_tells_nothing_of_slots_confirms_nothing(refusal: bytes) -> None:
+    async with generating(refusal) as (made, server):
+        stream = await made.submit(task(seed=SEED))
+        receipt = await stream.cancel(confirm_within_ms=5000)
+        assert (receipt.method, receipt.confirmed) == ("close", None)
+        assert len(server.requests("/slots")) == 1
+
+
+async def test_nobody_asks_for_slots_unless_told_to() -> None:
+    async with generating([]) as (made, server):
+        stream = await made.submit(task(seed=SEED))
+        assert (await stream.cancel()).confirmed is None
+        assert not server.requests("/slots")
+
+
+async def test_a_submit_that_waits_for_its_head_is_confirmed_too() -> None:
+    async def script(connection: Connection) -> None:
+        while True:
+            match (await connection.request()).path:
+                case "/props":
+                    await connection.send(answer(PROPS))
+                case "/slots":
+                    await connection.send(answer(json.dumps([slot(SEED, busy=False)])))
+                case _:
+                    await connection.until_closed()
+
+    asked = task(seed=SEED)
+    async with playing(script) as server, adapter(server.url) as made:
+        submitting = asyncio.create_task(made.submit(asked))
+        await server.asked("/completion")
+        receipt = await made.cancel(asked.task_id, confirm_within_ms=5000)
+        assert (receipt.method, receipt.confirmed) == ("close", True)
+        assert [event.kind async for event in await submitting] == ["end"]

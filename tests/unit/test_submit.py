@@ -675,10 +675,10 @@ async def test_cancel_from_another_thread_just_after_the_head(
         else:
             found, go = threading.Event(), threading.Event()
 
-            async def wait_then_cancel(call: Any) -> CancelReceipt:
+            async def wait_then_cancel(call: Any, seconds: float) -> CancelReceipt:
                 found.set()
                 go.wait(WITHIN)
-                return await cancel_submit(call)
+                return await cancel_submit(call, seconds)
 
             async def look_while_found(*arguments: Any) -> TokenStream:
                 stream = await dispatched(*arguments)

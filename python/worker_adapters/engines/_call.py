@@ -38,6 +38,8 @@ class Call:
     """Texts of the task that no error may repeat."""
     abort: Abort | None = None
     """The engine's own abort, once a submit that was given up has started it."""
+    stopped: Callable[[], Coroutine[Any, Any, bool | None]] | None = None
+    """Waits for the engine to say that it no longer works on the task, where it can say so."""
     cancelled: bool = False
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     over: asyncio.Event = field(default_factory=asyncio.Event)

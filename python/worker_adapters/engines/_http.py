@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final, Literal
 from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
-from worker_adapters._abort import Abort
+from worker_adapters._abort import Abort, confirmed, patience
 from worker_adapters._core import EgressPolicy, StreamDecoder, TokenEvent
 from worker_adapters._secret import SecretBytes
 from worker_adapters.capabilities import AdapterCapabilities
@@ -62,6 +62,9 @@ ABORT_SECONDS: Final = 2.0
 
 DEFAULT_TRANSPORT: Final[Literal["native", "httpx"]] = "native"
 """What streams come over unless an adapter is told otherwise."""
+
+POLL_SECONDS: Final = 0.01
+"""How often an engine is asked whether it has stopped."""
 
 SUBMIT_SECONDS: Final = 1.0
 """How long a cancel waits for the submit it has ended to be over."""
@@ -218,6 +221,13 @@ class HttpAdapter(IdentifiedEngine):
         """
         return None
 
+    async def _has_stopped(self, dispatch: Dispatch, call: Call) -> bool | None:
+        """Ask whether the engine no longer works on this task; None where it does not tell.
+
+        Asked where the engine has no abort that it confirms. Raises WorkerError.
+        """
+        return None
+
     # The contract.
 
     def _describe(self, identity: WorkerIdentity | None, props: WorkerProps) -> AdapterCapabilities:
@@ -252,11 +262,13 @@ class HttpAdapter(IdentifiedEngine):
             await stream.cancel()
         return stream
 
-    async def cancel(self, task_id: UUID | str) -> CancelReceipt:
+    async def cancel(self, task_id: UUID | str, *, confirm_within_ms: float = 0) -> CancelReceipt:
         """Cancel a task by closing its connection. See `WorkerAdapter.cancel`.
 
-        Where the engine has an abort of its own, its answer is waited for, 2 s at most.
+        Where the engine has an abort of its own, that is sent, too, and confirms by its answer.
+        Raises ValueError for a time to wait that is none.
         """
+        seconds = patience(confirm_within_ms)
         try:
             key = task_id if isinstance(task_id, UUID) else UUID(task_id)
         except ValueError:  # no task's id, then
@@ -264,30 +276,30 @@ class HttpAdapter(IdentifiedEngine):
         receipt = CancelReceipt(method="none", sent=False, elapsed_ms=0.0)
         call = self._submits.get(key)
         if call is not None:
-            receipt = await self._cancel_submit(call)
+            receipt = await self._cancel_submit(call, seconds)
             if call.loop is asyncio.get_running_loop():
                 return receipt
         # In another thread the submit may have been over before it could see that.
         stream = self._streams.get(key)
         if stream is not None:
-            of_stream = await stream.cancel()
+            of_stream = await stream.cancel(confirm_within_ms=confirm_within_ms)
             return of_stream if of_stream.sent else receipt
         return receipt
 
-    async def _cancel_submit(self, call: Call) -> CancelReceipt:
+    async def _cancel_submit(self, call: Call, seconds: float = 0.0) -> CancelReceipt:
         began = self._clock()
         call.cancel()
-        confirmed = None
+        has_stopped = None
         if call.loop is asyncio.get_running_loop():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SUBMIT_SECONDS):
                     await call.over.wait()
-            if call.abort is not None:
-                confirmed = await call.abort.taken()
+            if call.progress.processed != "no":
+                has_stopped = await confirmed(call.abort, call.stopped, seconds)
         return CancelReceipt(
             method="close" if call.abort is None else "close+abort",
             sent=True,
-            confirmed=confirmed,
+            confirmed=has_stopped,
             elapsed_ms=round((self._clock() - began) * 1000, 3),
         )
 
@@ -454,6 +466,7 @@ class HttpAdapter(IdentifiedEngine):
         headers = _overlaid(self._headers(call, context), self._submit_headers(dispatch))
         if not self.keeps_after_stream:
             headers = (*headers, (b"Connection", b"close"))
+        call.stopped = partial(self._stopped, dispatch, call.correlation_id)
         submission = Submission(
             dispatch.task.task_id,
             _sealed(self._completion(dispatch), headers),
@@ -463,7 +476,9 @@ class HttpAdapter(IdentifiedEngine):
             on_terminal=self._on_terminal,
             abort=self._prepared_abort(dispatch, call),
         )
-        return await self._data_plane.submit(submission)
+        stream = await self._data_plane.submit(submission)
+        stream._stopped = call.stopped
+        return stream
 
     async def _unary_stream(
         self, dispatch: Dispatch, context: SubmitContext, call: Call
@@ -496,6 +511,18 @@ class HttpAdapter(IdentifiedEngine):
         if request is None:
             return None
         return Abort(partial(self._send_abort, request, call.correlation_id), self._aborts)
+
+    async def _stopped(self, dispatch: Dispatch, correlation_id: str) -> bool | None:
+        """Ask the engine until it says that it no longer works on the task; None if it cannot."""
+        call = self._call(None, correlation_id)
+        try:
+            while True:
+                stopped = await self._has_stopped(dispatch, call)
+                if stopped is not False:
+                    return stopped
+                await asyncio.sleep(POLL_SECONDS)
+        except WorkerError:
+            return None
 
     async def _send_abort(self, request: Request, correlation_id: str) -> bool | None:
         """Send an abort; whether the engine took it, within `ABORT_SECONDS`."""

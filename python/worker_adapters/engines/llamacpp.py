@@ -8,6 +8,7 @@ What the server does on the wire, and what this adapter makes of it, is told in
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar, Final
 
@@ -191,6 +192,14 @@ class LlamaCppAdapter(HttpAdapter):
             return identity
         return identity.model_copy(update={"model_meta": meta})
 
+    async def _has_stopped(self, dispatch: Dispatch, call: Call) -> bool | None:
+        try:
+            return await self._get_json("/slots", call, partial(_works_not_with, dispatch.seed))
+        except AdapterError as error:
+            if not _not_offered(error):
+                raise
+            return None
+
     async def _ask_identity(self, call: Call) -> WorkerIdentity:
         return await self._get_json("/props", call, _identity)
 
@@ -328,6 +337,18 @@ def _count_slots(slots: Any) -> tuple[int, int]:
     if not isinstance(slots, list):
         raise TypeError("slots")
     return len(slots), sum(not slot["is_processing"] for slot in slots)
+
+
+def _works_not_with(seed: int | None, slots: Any) -> bool:
+    """Whether no slot is at work with this seed, the one thing of a task that a slot tells.
+
+    A slot that does not tell may be the one.
+    """
+    if not isinstance(slots, list):
+        raise TypeError("slots")
+    return not any(
+        slot["is_processing"] and slot.get("params", {}).get("seed", seed) == seed for slot in slots
+    )
 
 
 def _total_slots(props: Any) -> int | None:

@@ -556,7 +556,7 @@ async def test_cancelling_aborts_by_the_task_s_own_id() -> None:
         asked = sglang()
         stream = await adapter.submit(asked)
         assert (await anext(stream)).kind == "started"
-        receipt = await adapter.cancel(asked.task_id)
+        receipt = await adapter.cancel(asked.task_id, confirm_within_ms=5000)
         assert (receipt.method, receipt.sent, receipt.confirmed) == ("close+abort", True, True)
         await server.asked("/abort_request")
         [sent] = server.requests("/generate")

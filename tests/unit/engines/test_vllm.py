@@ -683,7 +683,7 @@ async def test_a_cancel_aborts_by_id_where_the_server_can(
         stream = await adapter.submit(vllm(extensions))
         await anext(stream)
         await anext(stream)
-        receipt = await adapter.cancel(stream.task_id)
+        receipt = await adapter.cancel(stream.task_id, confirm_within_ms=5000)
         await eventually(lambda: len(server.requests(ABORT_PATH)) == 2, "the abort")
         probe, abort = server.requests(ABORT_PATH)
         submitted = server.requests(route.removeprefix("POST "))[0]
