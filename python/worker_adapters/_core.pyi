@@ -1,7 +1,6 @@
 """Types of the compiled core. Checked against the built module by stubtest in `make lint`."""
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ClassVar, Final, Literal, TypeAlias, final
 
@@ -397,6 +396,8 @@ class Reactor:
         """What becomes readable when there is something to ``turn`` for."""
     def turn(self) -> bool:
         """Move on every stream for which something came; whether anybody was told of it."""
+    def settle(self) -> bool:
+        """Do a ``turn`` where a task is running; tasks that are woken go on later."""
     def ring(self) -> bool:
         """Do a ``turn`` at the time that was asked for."""
     def close(self) -> None:
@@ -445,7 +446,6 @@ class NativeTarget:
         headers: Sequence[tuple[bytes, bytes]],
         body: bytes | None,
         decoder: StreamDecoder,
-        create_future: Callable[[], asyncio.Future[None]],
         unattended: Callable[[], object],
         *,
         connect_timeout: float | None = None,
@@ -453,8 +453,8 @@ class NativeTarget:
     ) -> NativeStream:
         """Send a request; ``decoder``, fresh, decodes its answer and belongs to the stream.
 
-        ``create_future`` makes what a reader awaits. ``unattended`` is called in the loop when
-        something has come and nobody waits for it, and when the terminal event is handed over.
+        ``unattended`` is called in the loop when something has come and nobody waits for it, and
+        when the terminal event is handed over.
         Raises ValueError, and leaves the decoder alone, when the request cannot be written as HTTP.
         """
 
@@ -464,13 +464,6 @@ class NativeStream:
 
     def head(self, future: object) -> bool:
         """Whether the answer is known to be a stream, or to be over; else ``future`` is told."""
-    def poll(self) -> list[TokenEvent] | asyncio.Future[None] | None:
-        """Hand over what has come; else a future that is told when something does.
-
-        None when nothing will.
-        """
-    def poll_sse(self) -> bytes | asyncio.Future[None] | None:
-        """As `poll`, the events rendered as server-sent ones."""
     def wait(self, future: object, seen: int = 0) -> bool:
         """Whether more than ``seen`` events can be taken, or as many as ever will be.
 
@@ -487,6 +480,9 @@ class NativeStream:
         """
     def close(self) -> None:
         """Let everything go, connection and waiters. Idempotent."""
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a task waits in `NativeEvents`."""
     @property
     def pending(self) -> int:
         """How many events can be taken."""
@@ -508,6 +504,41 @@ class NativeStream:
         """The terminal event, once it exists."""
     @property
     def tokens_emitted(self) -> int: ...
+
+@final
+class NativeEvents:
+    """What iterates over a native stream, for one task at a time: ``async for`` and ``await``.
+
+    ``form`` is ``events``, ``batches`` (lists of all that has come) or ``sse`` (the same as bytes).
+    ``owner`` is the stream's `TokenStream`; it is kept alive, told by ``_left()`` when nothing is
+    left, and by ``_given_up()`` when the task that waits is cancelled. ``event_loop`` is the loop
+    whose tasks iterate.
+    """
+
+    def __new__(
+        cls,
+        owner: object,
+        stream: NativeStream,
+        event_loop: object,
+        form: Literal["events", "batches", "sse"],
+    ) -> NativeEvents: ...
+    def __aiter__(self) -> NativeEvents: ...
+    def __anext__(self) -> NativeEvents: ...
+    def __await__(self) -> Generator[Any, None, Any]: ...
+    def __iter__(self) -> NativeEvents: ...
+    def __next__(self) -> NativeEvents: ...
+    def send(self, value: object) -> NativeEvents: ...
+    def throw(self, kind: object, value: object = None, traceback: object = None) -> None: ...
+    def close(self) -> None: ...
+    @property
+    def _asyncio_future_blocking(self) -> bool: ...
+    @_asyncio_future_blocking.setter
+    def _asyncio_future_blocking(self, blocking: bool, /) -> None: ...
+    def get_loop(self) -> Any: ...
+    def add_done_callback(self, callback: object, *, context: object) -> None: ...
+    def done(self) -> bool: ...
+    def result(self) -> None: ...
+    def cancel(self, msg: object = None) -> bool: ...
 
 def dialects() -> list[str]:
     """The wire dialects `StreamDecoder` knows, sorted."""

@@ -165,7 +165,7 @@ class TokenStream(ABC):
         state = "closed" if self._closed else self._phase
         return f"<TokenStream {self._task_id} {state}>"
 
-    def __aiter__(self) -> Self:
+    def __aiter__(self) -> AsyncIterator[TokenEvent]:
         return self
 
     async def __anext__(self) -> TokenEvent:

@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Final
 
 from worker_adapters._core import (
     EgressPolicy,
+    NativeEvents,
     NativeStream,
     NativeTarget,
     Reactor,
@@ -25,8 +26,6 @@ from worker_adapters.stream import TokenStream, second_reader
 from worker_adapters.transport import CancelledInFlightError, Headers, Progress, Submission
 
 __all__ = ["NativeTransport"]
-
-_T = TypeVar("_T")
 
 MAX_GATHER_SECONDS: Final = 0.1
 """The widest gather window."""
@@ -88,7 +87,6 @@ class NativeTransport:
                 [*_HEADERS, *request.headers],
                 request.body or None,
                 submission.decoder,
-                session.loop.create_future,
                 unattended,
                 connect_timeout=call.timeouts.connect,
                 tls_timeout=call.timeouts.tls,
@@ -218,7 +216,7 @@ async def _closed_with_the_loop(
             for stream in list(streams):
                 stream._cancel_now()
             # Whoever waits for one of them is told, though the loop does not watch any more.
-            reactor.turn()
+            reactor.settle()
             reactor.close()
 
 
@@ -270,16 +268,16 @@ class _Unattended:
 class _NativeTokenStream(TokenStream):
     """The events of a `NativeStream`."""
 
-    __slots__ = ("_has_ended", "_native")
+    __slots__ = ("_has_ended", "_is_filling", "_native")
 
     def __init__(self, submission: Submission, native: NativeStream, session: _Session) -> None:
+        self._native = native
         super().__init__(
             submission.task_id,
             clock=submission.clock,
             on_terminal=submission.on_terminal,
             abort=submission.abort,
         )
-        self._native = native
         self._has_ended = False
         session.streams.add(self)
 
@@ -318,43 +316,47 @@ class _NativeTokenStream(TokenStream):
     def _take_sse(self) -> bytes:
         return self._native.take_sse()
 
+    def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        return NativeEvents(self, self._native, self._loop, "events")
+
     async def __anext__(self) -> TokenEvent:
         if self._ready:
             return self._ready.popleft()
-        events = await self._next_of(self._native.poll)
-        if len(events) > 1:
-            self._ready.extend(events)
-            return self._ready.popleft()
-        return events[0]
-
-    def _next_batch(self, most: int | None, wait: float) -> Coroutine[Any, Any, list[TokenEvent]]:
-        if most is None and not wait and not self._ready:
-            return self._next_of(self._native.poll)
-        return super()._next_batch(most, wait)
-
-    def _next_sse(self, wait: float) -> Coroutine[Any, Any, bytes]:
-        if not wait and not self._ready:
-            return self._next_of(self._native.poll_sse)
-        return super()._next_sse(wait)
-
-    async def _next_of(self, poll: Callable[[], _T | asyncio.Future[None] | None]) -> _T:
-        """Wait for what ``poll`` hands over. Raises StopAsyncIteration when nothing is left."""
         if self._reading:
             raise second_reader()
-        self._reading = True
-        try:
-            while isinstance(polled := poll(), asyncio.Future):
-                await polled
-        except asyncio.CancelledError:
-            self._cancel_now()
-            raise
-        finally:
-            self._reading = False
-        if polled is None:
-            self._closed = True
-            await self._release()
-            raise StopAsyncIteration
-        return polled
+        event: TokenEvent = await NativeEvents(self, self._native, self._loop, "events")
+        return event
+
+    def batches(
+        self, max_events: int | None = None, max_wait: float | None = None
+    ) -> AsyncIterator[list[TokenEvent]]:
+        """Iterate over lists of events. See `TokenStream.batches`."""
+        if max_events is None and not max_wait and not self._ready:
+            return NativeEvents(self, self._native, self._loop, "batches")
+        return super().batches(max_events, max_wait)
+
+    def sse(self, max_wait: float | None = None) -> AsyncIterator[bytes]:
+        """Iterate over the events as server-sent ones. See `TokenStream.sse`."""
+        if not max_wait and not self._ready:
+            return NativeEvents(self, self._native, self._loop, "sse")
+        return super().sse(max_wait)
+
+    @property
+    def _reading(self) -> bool:
+        return self._is_filling or self._native.is_awaited
+
+    @_reading.setter
+    def _reading(self, reading: bool) -> None:
+        self._is_filling = reading
+
+    def _left(self) -> None:
+        """Let go of a stream that has been read to its end."""
+        self._closed = True
+        self._native.close()
+
+    def _given_up(self) -> None:
+        """Cancel the task: who was reading is gone."""
+        self._cancel_now()
 
     async def _read(self, until: float | None) -> None:
         native = self._native

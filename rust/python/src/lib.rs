@@ -28,7 +28,7 @@ mod _core {
     #[pymodule_export]
     use crate::event::{PySseEvent, PyTokenEvent};
     #[pymodule_export]
-    use crate::native::{PyNativeStream, PyNativeTarget, PyReactor};
+    use crate::native::{PyNativeEvents, PyNativeStream, PyNativeTarget, PyReactor};
     #[pymodule_export]
     use crate::redact::PyRedactor;
     #[pymodule_export]

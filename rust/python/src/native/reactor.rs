@@ -110,40 +110,19 @@ impl PyReactor {
     /// Moves on every stream for which something has come, and wakes whoever waits for it; whether
     /// there was anybody.
     fn turn(&self, py: Python<'_>) -> PyResult<bool> {
-        let has_thread = match &mut *self.lock(py) {
-            Some(_) if self.reactor.is_forked() => return Err(forked()),
-            Some(thread) => {
-                let polled = thread.bell.poll(&mut thread.rung, Some(Duration::ZERO));
-                polled.map_err(PyOSError::new_err)?;
-                true
-            }
-            None => false,
-        };
-        if has_thread {
-            return self.wakes.tell(py);
-        }
-        self.read_clock(py)?;
-        if self.reactor.is_forked() {
-            return Err(forked());
-        }
-        let next = self.wakes.during(|| self.reactor.turn(Some(Duration::ZERO)))?;
-        let anybody = self.wakes.tell(py)?;
-        if let Some(next) = next
-            && nanos(next) < self.armed.load(Ordering::Relaxed)
-        {
-            self.armed.store(nanos(next), Ordering::Relaxed);
-            let delay = next.saturating_since(self.reactor.now()).as_secs_f64();
-            self.rearm.call1(py, (delay,))?;
-        }
-        Ok(anybody)
+        self.turned(py, true)
+    }
+
+    /// A `turn` for whoever is no callback of the loop: tasks that are woken go on later.
+    fn settle(&self, py: Python<'_>) -> PyResult<bool> {
+        self.turned(py, false)
     }
 
     /// A `turn` at the time that was asked for.
     fn ring(&self, py: Python<'_>) -> PyResult<bool> {
         self.armed.store(u64::MAX, Ordering::Relaxed);
-        self.turn(py)
+        self.turned(py, true)
     }
-
     /// Ends the thread, if there is one. Idempotent.
     fn close(&self, py: Python<'_>) {
         self.is_closed.store(true, Ordering::Relaxed);
@@ -173,6 +152,35 @@ impl PyReactor {
 }
 
 impl PyReactor {
+    fn turned(&self, py: Python<'_>, at_once: bool) -> PyResult<bool> {
+        let has_thread = match &mut *self.lock(py) {
+            Some(_) if self.reactor.is_forked() => return Err(forked()),
+            Some(thread) => {
+                let polled = thread.bell.poll(&mut thread.rung, Some(Duration::ZERO));
+                polled.map_err(PyOSError::new_err)?;
+                true
+            }
+            None => false,
+        };
+        if has_thread {
+            return self.wakes.tell(py, at_once);
+        }
+        self.read_clock(py)?;
+        if self.reactor.is_forked() {
+            return Err(forked());
+        }
+        let next = self.wakes.during(|| self.reactor.turn(Some(Duration::ZERO)))?;
+        let anybody = self.wakes.tell(py, at_once)?;
+        if let Some(next) = next
+            && nanos(next) < self.armed.load(Ordering::Relaxed)
+        {
+            self.armed.store(nanos(next), Ordering::Relaxed);
+            let delay = next.saturating_since(self.reactor.now()).as_secs_f64();
+            self.rearm.call1(py, (delay,))?;
+        }
+        Ok(anybody)
+    }
+
     fn lock(&self, py: Python<'_>) -> std::sync::MutexGuard<'_, Option<Thread>> {
         self.thread.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyBytes, PyList};
@@ -11,6 +12,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use worker_adapters_core::event::TokenEvent;
 use worker_adapters_net::EventStream;
 
+use super::events::{Next, PyNativeEvents};
 use super::reactor::PyReactor;
 use super::wakes::StreamWaker;
 use crate::event::PyTokenEvent;
@@ -25,8 +27,40 @@ pub(crate) struct PyNativeStream {
     waker: Arc<StreamWaker>,
     std_waker: Waker,
     reactor: Py<PyReactor>,
-    /// Makes a future of the loop whose stream this is.
-    create_future: Py<PyAny>,
+}
+
+/// In what form a reader wants what comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// One event at a time.
+    Events,
+    /// A list of all that has come.
+    Batches,
+    /// All that has come, as server-sent events.
+    Sse,
+}
+
+impl Form {
+    pub(crate) fn from_word(word: &str) -> PyResult<Self> {
+        match word {
+            "events" => Ok(Self::Events),
+            "batches" => Ok(Self::Batches),
+            "sse" => Ok(Self::Sse),
+            _ => Err(PyValueError::new_err("form must be 'events', 'batches' or 'sse'")),
+        }
+    }
+}
+
+enum Taken {
+    None,
+    One(TokenEvent),
+    Batch(Vec<TokenEvent>),
+}
+
+impl Taken {
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::None)
+    }
 }
 
 struct Inner {
@@ -44,7 +78,6 @@ impl PyNativeStream {
         stream: EventStream,
         waker: Arc<StreamWaker>,
         reactor: Py<PyReactor>,
-        create_future: Py<PyAny>,
     ) -> Self {
         let inner = Inner {
             stream: Some(stream),
@@ -54,7 +87,7 @@ impl PyNativeStream {
             tokens_emitted: 0,
         };
         let std_waker = waker.waker();
-        Self { inner: Mutex::new(inner), waker, std_waker, reactor, create_future }
+        Self { inner: Mutex::new(inner), waker, std_waker, reactor }
     }
 
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Inner> {
@@ -72,41 +105,60 @@ impl PyNativeStream {
         list
     }
 
-    /// What `hand_over` makes of what has come; a future where nothing has, None where nothing will.
-    fn polled<'py>(
+    /// The next value in this form; else `reader` is woken when there is one.
+    pub(crate) fn next<'py>(
         &self,
         py: Python<'py>,
-        hand_over: impl FnOnce(&Self, Python<'py>, Vec<TokenEvent>) -> PyResult<Bound<'py, PyAny>>,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        form: Form,
+        reader: &Bound<'py, PyNativeEvents>,
+    ) -> PyResult<Next<'py>> {
         self.reactor.get().read_clock(py)?;
-        let mut batch = self.lock(py).take(usize::MAX);
-        let mut future = None;
-        if batch.is_empty() {
-            let made = self.create_future.call0(py)?;
-            // Before looking again: what comes in between must find it.
-            self.waker.set_future(made.clone_ref(py));
-            let inner = &mut *self.lock(py);
-            let Some(stream) = &mut inner.stream else { return Ok(None) };
-            let mut context = Context::from_waker(&self.std_waker);
-            if stream.poll_beyond(0, &mut context).is_pending() {
-                future = Some(made.into_bound(py));
+        let taken = {
+            let mut inner = self.lock(py);
+            let taken = inner.take_next(form);
+            if taken.is_empty() {
+                let Some(stream) = &mut inner.stream else { return Ok(Next::End) };
+                let mut context = Context::from_waker(&self.std_waker);
+                if stream.poll_beyond(0, &mut context).is_pending() {
+                    drop(inner);
+                    self.waker.set_reader(reader.clone().unbind());
+                    return Ok(Next::Wait);
+                }
+                inner.take_next(form)
             } else {
-                batch = inner.take(usize::MAX);
+                taken
             }
-        }
-        if let Some(future) = future {
-            return Ok(Some(future));
-        }
-        let Some(last) = batch.last() else {
-            drop(self.waker.take_future());
-            return Ok(None);
         };
-        let is_last = last.is_terminal();
-        let handed = hand_over(self, py, batch)?;
-        if is_last {
+        self.hand_over(py, form, taken)
+    }
+
+    fn hand_over<'py>(&self, py: Python<'py>, form: Form, taken: Taken) -> PyResult<Next<'py>> {
+        let batch = match taken {
+            Taken::None => return Ok(Next::End),
+            Taken::One(event) => {
+                if event.is_terminal() {
+                    self.waker.tell_unattended(py)?;
+                }
+                return Ok(Next::Value(Bound::new(py, PyTokenEvent(event))?.into_any()));
+            }
+            Taken::Batch(batch) => batch,
+        };
+        if batch.last().is_some_and(TokenEvent::is_terminal) {
             self.waker.tell_unattended(py)?;
         }
-        Ok(Some(handed))
+        let value = if form == Form::Sse {
+            let bytes = rendered(py, &batch).into_any();
+            self.lock(py).give_back(batch);
+            bytes
+        } else {
+            self.list(py, batch)?.into_any()
+        };
+        Ok(Next::Value(value))
+    }
+
+    /// Whether somebody waits for what comes next.
+    pub(crate) fn is_awaited(&self, py: Python<'_>) -> bool {
+        self.waker.is_awaited(py)
     }
 
     /// Has `future` be told, unless `poll` says that there is nothing to wait for; whether so.
@@ -121,7 +173,7 @@ impl PyNativeStream {
         let mut context = Context::from_waker(&self.std_waker);
         let is_ready = poll(&mut self.lock(py), &mut context);
         if is_ready {
-            drop(self.waker.take_future());
+            drop(self.waker.take_waiting());
         }
         is_ready
     }
@@ -152,6 +204,18 @@ impl Inner {
         self.held.drain(..count).collect()
     }
 
+    fn take_next(&mut self, form: Form) -> Taken {
+        if form != Form::Events {
+            let batch = self.take(usize::MAX);
+            return if batch.is_empty() { Taken::None } else { Taken::Batch(batch) };
+        }
+        if self.held.is_empty() {
+            self.collect();
+            self.held.extend(self.batch.drain(..));
+        }
+        self.held.pop_front().map_or(Taken::None, Taken::One)
+    }
+
     fn give_back(&mut self, mut batch: Vec<TokenEvent>) {
         batch.clear();
         if self.batch.is_empty() && batch.capacity() <= 64 {
@@ -162,21 +226,6 @@ impl Inner {
 
 #[pymethods]
 impl PyNativeStream {
-    /// Hands over what has come, if anything has; else a future that is told when something does,
-    /// or None when nothing will. The last of the events is told to `unattended`, too.
-    fn poll<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        self.polled(py, |stream, py, batch| Ok(stream.list(py, batch)?.into_any()))
-    }
-
-    /// As `poll`, rendered as server-sent events.
-    fn poll_sse<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        self.polled(py, |stream, py, batch| {
-            let bytes = rendered(py, &batch).into_any();
-            stream.lock(py).give_back(batch);
-            Ok(bytes)
-        })
-    }
-
     /// Whether more than `seen` events can be taken without waiting, or as many as ever will be;
     /// else `future` is told when that changes.
     #[pyo3(signature = (future, seen=0))]
@@ -244,6 +293,12 @@ impl PyNativeStream {
     #[getter]
     fn is_full(&self, py: Python<'_>) -> bool {
         self.lock(py).stream.as_ref().is_some_and(EventStream::is_full)
+    }
+
+    /// Whether somebody waits in `NativeEvents`.
+    #[getter(is_awaited)]
+    fn is_awaited_by(&self, py: Python<'_>) -> bool {
+        self.is_awaited(py)
     }
 
     #[getter]

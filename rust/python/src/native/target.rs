@@ -79,11 +79,10 @@ impl PyNativeTarget {
     }
 
     /// Sends a task's request; its answer goes to `decoder`, which belongs to the stream from now
-    /// on, unless ValueError says that the request cannot be sent. `create_future` makes what
-    /// is awaited. `unattended` is called when
+    /// on, unless ValueError says that the request cannot be sent. `unattended` is called when
     /// something has come and nobody waits for it.
-    #[pyo3(signature = (method, path, headers, body, decoder, create_future, unattended, *,
-        connect_timeout=None, tls_timeout=None))]
+    #[pyo3(signature = (method, path, headers, body, decoder, unattended, *, connect_timeout=None,
+        tls_timeout=None))]
     #[expect(clippy::too_many_arguments, reason = "one request, in full")]
     #[expect(clippy::needless_pass_by_value, reason = "PyO3 extracts owned sequences")]
     fn submit(
@@ -94,7 +93,6 @@ impl PyNativeTarget {
         headers: Vec<(PyBackedBytes, PyBackedBytes)>,
         body: Option<&[u8]>,
         decoder: &PyStreamDecoder,
-        create_future: Py<PyAny>,
         unattended: Py<PyAny>,
         connect_timeout: Option<f64>,
         tls_timeout: Option<f64>,
@@ -121,7 +119,7 @@ impl PyNativeTarget {
         };
         let waker = StreamWaker::new(&reactor.wakes, unattended);
         let stream = prepared.submit(decoder, bounds).map_err(|_| forked())?;
-        Ok(PyNativeStream::new(stream, waker, self.reactor.clone_ref(py), create_future))
+        Ok(PyNativeStream::new(stream, waker, self.reactor.clone_ref(py)))
     }
 }
 

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 
-use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::{PyTraverseError, PyVisit, intern};
 use worker_adapters_net::Reactor;
+
+use super::events::PyNativeEvents;
 
 /// Whoever has been woken and not yet told, for one reactor.
 pub(crate) struct Wakes {
@@ -39,12 +41,14 @@ impl Wakes {
     }
 
     /// Tells everybody who has been woken; whether there was anybody. Belongs to the loop's thread.
-    pub(crate) fn tell(&self, py: Python<'_>) -> PyResult<bool> {
+    ///
+    /// Tasks go on `at_once` where no other task is running, which is so in callbacks of the loop.
+    pub(crate) fn tell(&self, py: Python<'_>, at_once: bool) -> PyResult<bool> {
         let mut failure = None;
         let mut anybody = false;
         for waker in std::mem::take(&mut *lock(&self.woken)) {
             anybody = true;
-            if let Err(error) = waker.tell(py) {
+            if let Err(error) = waker.tell(py, at_once) {
                 // The others are told all the same.
                 failure.get_or_insert(error);
             }
@@ -69,11 +73,18 @@ impl Wakes {
     }
 }
 
+/// Who waits for one stream.
+pub(crate) enum Waiting {
+    /// A future of the loop, whose result is set.
+    Future(Py<PyAny>),
+    /// A task that iterates.
+    Reader(Py<PyNativeEvents>),
+}
+
 /// Wakes whoever waits for one stream.
 pub(crate) struct StreamWaker {
     wakes: Arc<Wakes>,
-    /// A future of the loop, whose result is set.
-    future: Mutex<Option<Py<PyAny>>>,
+    waiting: Mutex<Option<Waiting>>,
     /// Called where nobody waits.
     unattended: Mutex<Option<Py<PyAny>>>,
 }
@@ -82,7 +93,7 @@ impl StreamWaker {
     pub(crate) fn new(wakes: &Arc<Wakes>, unattended: Py<PyAny>) -> Arc<Self> {
         Arc::new(Self {
             wakes: Arc::clone(wakes),
-            future: Mutex::default(),
+            waiting: Mutex::default(),
             unattended: Mutex::new(Some(unattended)),
         })
     }
@@ -93,38 +104,63 @@ impl StreamWaker {
 
     /// Has `future` be the one that is told next; whoever waited before is forgotten.
     pub(crate) fn set_future(&self, future: Py<PyAny>) {
-        let before = lock(&self.future).replace(future);
+        let before = lock(&self.waiting).replace(Waiting::Future(future));
         drop(before);
     }
 
-    pub(crate) fn take_future(&self) -> Option<Py<PyAny>> {
-        lock(&self.future).take()
+    /// As `set_future`, for the task that iterates.
+    pub(crate) fn set_reader(&self, reader: Py<PyNativeEvents>) {
+        let before = lock(&self.waiting).replace(Waiting::Reader(reader));
+        drop(before);
+    }
+
+    pub(crate) fn take_waiting(&self) -> Option<Waiting> {
+        lock(&self.waiting).take()
+    }
+
+    /// Whether a task that iterates waits.
+    pub(crate) fn is_awaited(&self, py: Python<'_>) -> bool {
+        let reader = match &*lock(&self.waiting) {
+            Some(Waiting::Reader(reader)) => reader.clone_ref(py),
+            _ => return false,
+        };
+        reader.get().is_awaited(py)
     }
 
     /// Nobody is to be told any more; what is returned may be dropped with no lock held.
-    pub(crate) fn forget(&self) -> [Option<Py<PyAny>>; 2] {
-        [self.take_future(), lock(&self.unattended).take()]
+    pub(crate) fn forget(&self) -> (Option<Waiting>, Option<Py<PyAny>>) {
+        (self.take_waiting(), lock(&self.unattended).take())
     }
 
-    pub(crate) fn visit(&self, visit: &pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
-        for held in [&self.future, &self.unattended] {
-            // Nobody else runs while the collector does; should it be locked, it is in use.
-            if let Ok(held) = held.try_lock() {
-                visit.call(&*held)?;
+    pub(crate) fn visit(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Nobody else runs while the collector does; what is locked is in use.
+        if let Ok(waiting) = self.waiting.try_lock() {
+            match &*waiting {
+                Some(Waiting::Future(future)) => visit.call(future)?,
+                Some(Waiting::Reader(reader)) => visit.call(reader)?,
+                None => {}
             }
+        }
+        if let Ok(unattended) = self.unattended.try_lock() {
+            visit.call(&*unattended)?;
         }
         Ok(())
     }
 
-    fn tell(&self, py: Python<'_>) -> PyResult<()> {
-        let Some(future) = self.take_future() else { return self.tell_unattended(py) };
-        let future = future.bind(py);
-        let told = future.call_method1(intern!(py, "set_result"), (py.None(),));
-        if told.is_err() && future.call_method0(intern!(py, "done"))?.is_truthy()? {
-            // Its task was cancelled in this very turn of the loop.
-            return Ok(());
+    fn tell(&self, py: Python<'_>, at_once: bool) -> PyResult<()> {
+        match self.take_waiting() {
+            Some(Waiting::Reader(reader)) => PyNativeEvents::wake(reader.bind(py), at_once),
+            Some(Waiting::Future(future)) => {
+                let future = future.bind(py);
+                let told = future.call_method1(intern!(py, "set_result"), (py.None(),));
+                if told.is_err() && future.call_method0(intern!(py, "done"))?.is_truthy()? {
+                    // Its task was cancelled in this very turn of the loop.
+                    return Ok(());
+                }
+                told.map(drop)
+            }
+            None => self.tell_unattended(py),
         }
-        told.map(drop)
     }
 
     /// Tells whoever is to know though nobody waits.
