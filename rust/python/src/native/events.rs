@@ -67,6 +67,7 @@ impl PyNativeEvents {
         event_loop: Py<PyAny>,
         form: &str,
     ) -> PyResult<Self> {
+        stream.get().check_owner()?;
         Ok(Self {
             owner,
             stream,

@@ -13,7 +13,7 @@ use worker_adapters_core::event::TokenEvent;
 use worker_adapters_net::EventStream;
 
 use super::events::{Next, PyNativeEvents};
-use super::reactor::PyReactor;
+use super::reactor::{PyReactor, forked};
 use super::wakes::StreamWaker;
 use crate::event::PyTokenEvent;
 
@@ -154,6 +154,11 @@ impl PyNativeStream {
             self.list(py, batch)?.into_any()
         };
         Ok(Next::Value(value))
+    }
+
+    /// In a forked process the events are the parent's.
+    pub(crate) fn check_owner(&self) -> PyResult<()> {
+        if self.reactor.get().reactor.is_forked() { Err(forked()) } else { Ok(()) }
     }
 
     /// Whether somebody waits for what comes next.

@@ -46,7 +46,9 @@ impl Wakes {
     pub(crate) fn tell(&self, py: Python<'_>, at_once: bool) -> PyResult<bool> {
         let mut failure = None;
         let mut anybody = false;
-        for waker in std::mem::take(&mut *lock(&self.woken)) {
+        // Of its own, so that the lock is free again: a task that goes on may wake others.
+        let woken = std::mem::take(&mut *lock(&self.woken));
+        for waker in woken {
             anybody = true;
             if let Err(error) = waker.tell(py, at_once) {
                 // The others are told all the same.
