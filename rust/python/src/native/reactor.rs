@@ -154,7 +154,7 @@ impl PyReactor {
 impl PyReactor {
     fn turned(&self, py: Python<'_>, at_once: bool) -> PyResult<bool> {
         let has_thread = match &mut *self.lock(py) {
-            Some(_) if self.reactor.is_forked() => return Err(forked()),
+            Some(_) if self.reactor.is_forked() => return Ok(false),
             Some(thread) => {
                 let polled = thread.bell.poll(&mut thread.rung, Some(Duration::ZERO));
                 polled.map_err(PyOSError::new_err)?;
@@ -167,7 +167,8 @@ impl PyReactor {
         }
         self.read_clock(py)?;
         if self.reactor.is_forked() {
-            return Err(forked());
+            // A callback of the parent's loop: whoever uses the adapter here is told, not the loop.
+            return Ok(false);
         }
         let next = self.wakes.during(|| self.reactor.turn(Some(Duration::ZERO)))?;
         let anybody = self.wakes.tell(py, at_once)?;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyBytes, PyList};
@@ -13,7 +13,7 @@ use worker_adapters_core::event::TokenEvent;
 use worker_adapters_net::EventStream;
 
 use super::events::{Next, PyNativeEvents};
-use super::reactor::{PyReactor, forked};
+use super::reactor::PyReactor;
 use super::wakes::StreamWaker;
 use crate::event::PyTokenEvent;
 
@@ -158,7 +158,12 @@ impl PyNativeStream {
 
     /// In a forked process the events are the parent's.
     pub(crate) fn check_owner(&self) -> PyResult<()> {
-        if self.reactor.get().reactor.is_forked() { Err(forked()) } else { Ok(()) }
+        if self.reactor.get().reactor.is_forked() {
+            return Err(PyRuntimeError::new_err(
+                "forked: this stream belongs to the parent process",
+            ));
+        }
+        Ok(())
     }
 
     /// Whether somebody waits for what comes next.
