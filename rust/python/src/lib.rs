@@ -42,6 +42,11 @@ mod _core {
     #[expect(non_upper_case_globals, reason = "the name that Python looks for")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::native::listen_for_forks(module.py())
+    }
+
     /// The wire dialects `StreamDecoder` knows, sorted.
     #[pyfunction]
     fn dialects() -> Vec<&'static str> {

@@ -11,6 +11,7 @@ use pyo3::sync::MutexExt;
 use worker_adapters_core::time::Instant;
 use worker_adapters_net::{Clock, Driver, Reactor, ReactorConfig};
 
+use super::forks::forks;
 use super::wakes::{Bell, Wakes};
 
 const BELL: mio::Token = mio::Token(0);
@@ -69,6 +70,7 @@ impl PyReactor {
         threaded: bool,
     ) -> PyResult<Self> {
         let mut config = ReactorConfig::default();
+        config.process = forks;
         let clock = clock.map(|clock| (clock, Arc::new(ToldClock::default())));
         if let Some((_, told)) = &clock {
             config.clock = Arc::clone(told) as Arc<dyn Clock>;
