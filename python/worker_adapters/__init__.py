@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     )
     from worker_adapters.retry import RetryPolicy
     from worker_adapters.stream import TokenStream
+    from worker_adapters.tls import TlsOptions
 
 __all__ = [
     "AdapterCapabilities",
@@ -107,6 +108,7 @@ __all__ = [
     "TextPart",
     "TgiAdapter",
     "Timeouts",
+    "TlsOptions",
     "TokenEvent",
     "TokenStream",
     "Tool",
@@ -172,6 +174,7 @@ _HOMES: Final = {
     ),
     "retry": ("RetryPolicy",),
     "stream": ("TokenStream",),
+    "tls": ("TlsOptions",),
 }
 """Which module each name lives in; adapters live in that of their engine."""
 

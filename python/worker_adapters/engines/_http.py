@@ -38,6 +38,7 @@ from worker_adapters.engines._identity import IdentifiedEngine
 from worker_adapters.errors import WorkerError
 from worker_adapters.retry import Repeat, Retries, RetryPolicy
 from worker_adapters.stream import TokenStream
+from worker_adapters.tls import TlsOptions
 from worker_adapters.transport import (
     Headers,
     Progress,
@@ -52,7 +53,7 @@ from worker_adapters.transport._httpx import Client, HttpxTransport
 from worker_adapters.transport._native import NativeTransport
 from worker_adapters.transport._pulled import PulledStream
 from worker_adapters.transport._submit import PulledTransport
-from worker_adapters.transport._tls import trusted_roots
+from worker_adapters.transport._tls import TlsSetup
 
 __all__ = ["Answer", "Call", "Dispatch", "HttpAdapter", "Unsupported"]
 
@@ -95,6 +96,8 @@ class HttpAdapter(IdentifiedEngine):
         gather_window: How long, in seconds, the native transport may wait for further streams once
             something has come for one: fewer wake-ups, for that much latency.
         max_streams: How many tasks may be under way at a time.
+        tls: Whom to trust over TLS, and the certificate to show; the public CAs and none when
+            unset.
         egress: What may be connected to; scheme, host and port of the base URL when unset. Of an
             injected client's connections only the URL is checked.
         clock: Monotonic seconds; for tests.
@@ -134,6 +137,7 @@ class HttpAdapter(IdentifiedEngine):
         transport: Literal["native", "httpx"] | None = None,
         gather_window: float = 0.0,
         max_streams: int = 1024,
+        tls: TlsOptions | None = None,
         egress: EgressPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -149,8 +153,17 @@ class HttpAdapter(IdentifiedEngine):
         self._profiles = _by_version(sampler_profiles)
         self._model = model
         self._expect = expect
+        trust: Callable[[], TlsSetup] = partial(TlsSetup.of, None)
+        context = None
+        if tls is not None:
+            if http_client is not None:
+                raise ValueError("an http_client brings its own TLS: give it no tls beside it")
+            if not self.base_url.startswith("https:"):
+                raise ValueError("tls is of no use without an https:// base_url")
+            setup = TlsSetup.of(tls)
+            trust, context = lambda: setup, setup.context
         self._transport: Transport = HttpxTransport(
-            self.base_url, client=http_client, egress=egress
+            self.base_url, client=http_client, egress=egress, ssl_context=context
         )
         self._clock = clock
         self._wall_clock = wall_clock
@@ -168,7 +181,7 @@ class HttpAdapter(IdentifiedEngine):
                 self.base_url,
                 clock=clock,
                 egress=egress,
-                roots_pem=trusted_roots,
+                tls=trust,
                 gather_window=gather_window,
                 max_streams=max_streams,
             )

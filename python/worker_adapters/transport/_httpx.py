@@ -16,6 +16,7 @@ import ssl
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
+    Callable,
     Coroutine,
     Iterator,
     Mapping,
@@ -53,6 +54,7 @@ class HttpxTransport:
     ``client`` is used as it is (its TLS, proxies and limits) and never closed here; it must be used
     in one event loop only. ``egress`` is asked about every connection, of an injected client, which
     makes its own, about the URL only; unset, it allows what the base URL says and nothing else.
+    ``ssl_context`` makes what https is spoken with, the public CAs being trusted without it.
 
     Raises ValueError for a base URL that no URL parser would take.
     """
@@ -64,8 +66,10 @@ class HttpxTransport:
         headers: Headers = (),
         client: httpx.AsyncClient | None = None,
         egress: EgressPolicy | None = None,
+        ssl_context: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         self._base_url = base_url
+        self._ssl_context = ssl_context
         self._egress = EgressPolicy.for_base_url(base_url) if egress is None else egress
         self._headers = (*headers, (b"Accept-Encoding", b"identity"))
         self._injected = client
@@ -128,7 +132,7 @@ class HttpxTransport:
             for other in [other for other in self._sessions if other.is_closed()]:
                 del self._sessions[other]
             session = self._sessions[loop] = _Session(
-                loop, self._injected, self._base_url, self._egress
+                loop, self._injected, self._base_url, self._egress, self._ssl_context
             )
         return session
 
@@ -147,9 +151,10 @@ class _Session:
         injected: httpx.AsyncClient | None,
         base_url: str,
         egress: EgressPolicy,
+        ssl_context: Callable[[], ssl.SSLContext] | None,
     ) -> None:
         self.loop = loop
-        self.client = _client(base_url, egress) if injected is None else injected
+        self.client = _client(base_url, egress, ssl_context) if injected is None else injected
         self.streams: WeakSet[_HttpxStream] = WeakSet()
         self._tasks: set[asyncio.Task[None]] = set()
         owned = None if injected is not None else self.client
@@ -183,15 +188,21 @@ async def _closed_with_the_loop(
             await client.aclose()
 
 
-def _client(base_url: str, egress: EgressPolicy) -> httpx.AsyncClient:
+def _client(
+    base_url: str, egress: EgressPolicy, ssl_context: Callable[[], ssl.SSLContext] | None
+) -> httpx.AsyncClient:
     return httpx.AsyncClient(
-        transport=_Pool(base_url, egress),
+        transport=_Pool(base_url, egress, ssl_context or _public_trust),
         trust_env=False,
         follow_redirects=False,
         headers={"User-Agent": f"worker-adapters/{__version__}"},
         # A jar that accepts nothing: one task's answer must not show in another's request.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
     )
+
+
+def _public_trust() -> ssl.SSLContext:
+    return httpx.create_ssl_context(trust_env=False)
 
 
 _POOLED: Final = "worker_adapters.response"
@@ -201,12 +212,14 @@ _POOLED: Final = "worker_adapters.response"
 class _Pool(httpx.AsyncBaseTransport):
     """Our connections, as httpx wants to see them."""
 
-    def __init__(self, base_url: str, egress: EgressPolicy) -> None:
+    def __init__(
+        self, base_url: str, egress: EgressPolicy, ssl_context: Callable[[], ssl.SSLContext]
+    ) -> None:
         secure = httpx.URL(base_url).scheme == "https"
         self._pool = ConnectionPool(
             base_url,
             egress,
-            ssl_context=httpx.create_ssl_context(trust_env=False) if secure else None,
+            ssl_context=ssl_context() if secure else None,
             max_requests=MAX_REQUESTS,
             wait_seconds=POOL_WAIT_SECONDS,
             max_idle=MAX_IDLE_CONNECTIONS,

@@ -24,6 +24,7 @@ from worker_adapters._core import (
 from worker_adapters.errors import DeadlineUnmet, DecodeTimeout
 from worker_adapters.stream import TokenStream, second_reader
 from worker_adapters.transport import CancelledInFlightError, Headers, Progress, Submission
+from worker_adapters.transport._tls import TlsSetup
 
 __all__ = ["NativeTransport"]
 
@@ -40,7 +41,7 @@ _HEADERS: Final[Headers] = (
 class NativeTransport:
     """Sends tasks to ``base_url`` over sockets of the reactor's.
 
-    ``roots_pem`` returns the certificates that are trusted.
+    ``tls`` returns whom to trust and who we are.
     ``gather_window`` is how long, in seconds, further streams may be waited for once something has
     come for one: fewer wake-ups, for that much latency. At most ``max_streams`` are under way at a
     time.
@@ -52,7 +53,7 @@ class NativeTransport:
         *,
         clock: Callable[[], float] = time.monotonic,
         egress: EgressPolicy | None = None,
-        roots_pem: Callable[[], bytes],
+        tls: Callable[[], TlsSetup],
         gather_window: float = 0.0,
         max_streams: int = 1024,
     ) -> None:
@@ -67,7 +68,7 @@ class NativeTransport:
         self._is_secure = base_url.startswith("https:")
         self._clock = clock
         self._egress = egress
-        self._roots_pem = roots_pem
+        self._tls = tls
         self._gather_window = gather_window
         self._max_streams = max_streams
         self._sessions: dict[asyncio.AbstractEventLoop, _Session] = {}
@@ -137,10 +138,13 @@ class NativeTransport:
     def _attached(self, loop: asyncio.AbstractEventLoop) -> "_Session":
         rearm = _Rearm(loop)
         reactor = Reactor(rearm, clock=None if self._clock is time.monotonic else self._clock)
+        tls = self._tls() if self._is_secure else None
         target = NativeTarget(
             reactor,
             self._base_url,
-            roots_pem=self._roots_pem() if self._is_secure else None,
+            roots_pem=None if tls is None else tls.roots,
+            client_cert_pem=None if tls is None else tls.client_cert,
+            client_key_pem=None if tls is None else tls.client_key,
             egress=self._egress,
             max_streams=self._max_streams,
         )

@@ -20,6 +20,7 @@ import h11
 from worker_adapters._core import EgressPolicy
 from worker_adapters.transport import Headers, TransportError
 from worker_adapters.transport._connect import Dialer
+from worker_adapters.transport._tls import is_refused_certificate
 
 __all__ = ["Connection", "ConnectionPool", "OnStep", "PooledResponse"]
 
@@ -34,6 +35,12 @@ HEAD_FIELDS: Final = 100
 
 INTERIM_RESPONSES: Final = 16
 """How many 1xx answers may come before the response."""
+
+TLS_ALERT: Final = 21
+"""How a record of TLS begins that holds an alert (RFC 8446, section 5.1)."""
+
+SPEAKS_TLS: Final = "the server speaks TLS on this port; use https://"
+REFUSED: Final = "the server refuses our client certificate, or the lack of one"
 
 OnStep: TypeAlias = Callable[[str], None]
 """Told each step as it begins: ``connect``, ``tls``, ``write``, ``head`` and ``partial_head``."""
@@ -219,6 +226,7 @@ class Connection:
 
     async def _head(self, on_step: OnStep) -> h11.Response:
         interim = 0
+        has_begun = False
         while True:
             try:
                 event = self._http.next_event()
@@ -228,6 +236,9 @@ class Connection:
                 data = await self._receive("head")
                 if not data:
                     raise TransportError("reset", "head")
+                if not has_begun and data[0] == TLS_ALERT:
+                    raise TransportError("tls", "head", "no", message=SPEAKS_TLS)
+                has_begun = True
                 on_step("partial_head")
                 self._http.receive_data(data)
             elif isinstance(event, h11.InformationalResponse):
@@ -280,7 +291,9 @@ class Connection:
     async def _receive(self, phase: str) -> bytes:
         try:
             return await self.socket.read()
-        except ConnectionError:
+        except ConnectionError as lost:
+            if is_refused_certificate(lost.__cause__):
+                raise TransportError("tls", phase, "no", message=REFUSED) from None
             raise TransportError(
                 "reset", phase, "yes" if phase == "stream" else "unknown"
             ) from None
