@@ -24,6 +24,7 @@ from worker_adapters.transport import (
     Response,
     Transport,
     TransportError,
+    flaw_of,
     read_body,
 )
 
@@ -86,6 +87,7 @@ class HttpCalls(Anywhere, WorkerAdapter):
     async def _once(self, request: Request, call: Call, until: float | None) -> bytes:
         if self._closed:
             raise self._error(call, "closed", "the adapter has been closed")
+        self._require_sendable(request, call)
         call.progress = Progress()
         call.answered = False
         try:
@@ -104,6 +106,10 @@ class HttpCalls(Anywhere, WorkerAdapter):
         if response.status != 200:
             raise self._classified(response, call)
         return response.body
+
+    def _require_sendable(self, request: Request, call: Call) -> None:
+        if flaw := flaw_of(request):
+            raise self._error(call, "invalid_request", flaw, processed="no")
 
     def _failed(self, error: TransportError, call: Call) -> Exception:
         return self._error(
@@ -160,10 +166,10 @@ class HttpCalls(Anywhere, WorkerAdapter):
         headers = [
             *credentials,
             (b"Content-Type", b"application/json"),
-            (b"X-Correlation-Id", call.correlation_id.encode("ascii")),
+            (b"X-Correlation-Id", call.correlation_id.encode()),
         ]
         if context is not None and context.traceparent is not None:
-            headers.append((b"traceparent", context.traceparent.encode("ascii")))
+            headers.append((b"traceparent", context.traceparent.encode()))
         return headers
 
     def _redactor(self, call: Call) -> Redactor:

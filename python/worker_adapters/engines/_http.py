@@ -151,6 +151,8 @@ class HttpAdapter(IdentifiedEngine):
         self.replica_id = replica_id
         self._timeouts = self.default_timeouts if timeouts is None else timeouts
         self._profiles = _by_version(sampler_profiles)
+        if model is not None and not (model.isascii() and model.isprintable() and model.strip()):
+            raise ValueError("model must be printable ASCII")
         self._model = model
         self._expect = expect
         trust: Callable[[], TlsSetup] = partial(TlsSetup.of, None)
@@ -479,10 +481,12 @@ class HttpAdapter(IdentifiedEngine):
         headers = _overlaid(self._headers(call, context), self._submit_headers(dispatch))
         if not self.keeps_after_stream:
             headers = (*headers, (b"Connection", b"close"))
+        request = _sealed(self._completion(dispatch), headers)
+        self._require_sendable(request, call)
         call.stopped = partial(self._stopped, dispatch, call.correlation_id)
         submission = Submission(
             dispatch.task.task_id,
-            _sealed(self._completion(dispatch), headers),
+            request,
             self._decoder(dispatch, context, call),
             call,
             clock=self._clock,

@@ -477,7 +477,7 @@ class OpenAiAdapter(HttpAdapter):
 
     def _submit_headers(self, dispatch: Dispatch) -> Headers:
         key = dispatch.extensions.affinity_key
-        return () if key is None else ((b"X-Session-Token", key.encode("ascii")),)
+        return () if key is None else ((b"X-Session-Token", key.encode()),)
 
     def _unary_request(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
         task = dispatch.task

@@ -8,6 +8,7 @@ the library's own: what a peer sent never gets into an exception by this way.
 A `Transport` answers requests; a `StreamTransport` turns a `Submission` into a stream of events.
 """
 
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
@@ -34,6 +35,7 @@ __all__ = [
     "Transport",
     "TransportError",
     "Waiting",
+    "flaw_of",
     "read_body",
     "validate_base_url",
 ]
@@ -251,6 +253,26 @@ def validate_base_url(url: str) -> str:
     if parts.query or parts.fragment or "?" in url or "#" in url:
         raise ValueError("base_url must not have a query or a fragment")
     return url.rstrip("/")
+
+
+_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE: Final = re.compile(rb"[\t -~]*")
+_TARGET: Final = re.compile(r"[!-~]+")
+
+
+def flaw_of(request: Request) -> str:
+    """Say what of a request must not be sent; nothing for one that may be.
+
+    CR, LF, NUL or the like would let a value end its line and begin another.
+    """
+    if _TARGET.fullmatch(request.path) is None:
+        return "the path of the request is not printable ASCII without spaces"
+    for name, value in request.headers:
+        if _TOKEN.fullmatch(name) is None:
+            return "the name of a header is no token"
+        if _VALUE.fullmatch(value) is None:
+            return f"the header {name.decode('ascii')} is not printable ASCII"
+    return ""
 
 
 async def read_body(body: ByteStream, limit: int) -> tuple[bytes, bool]:
