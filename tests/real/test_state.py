@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.real.support import eventually, task
 from tests.transports import both_transports
-from worker_adapters import AdapterError, LlamaCppAdapter, PoolUnavailable
+from worker_adapters import AdapterError, LlamaCppAdapter, PoolUnavailable, RetryPolicy
 from worker_adapters.testing.llamacpp import LlamaCppServer, tiny_model
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ async def test_a_loading_engine_lives_and_is_not_ready() -> None:
     model = tiny_model(layers=512)
     async with (
         LlamaCppServer(["-np", "1"], model=model, wait=False) as server,
-        LlamaCppAdapter(server.url) as adapter,
+        LlamaCppAdapter(server.url, retries=RetryPolicy(attempts=1)) as adapter,
     ):
         seen: list[tuple[bool, bool]] = []
         refusal: PoolUnavailable | None = None
@@ -69,6 +70,20 @@ async def test_a_loading_engine_lives_and_is_not_ready() -> None:
     assert refusal is not None
     assert (refusal.code, refusal.detail) == ("POOL_UNREADY", "loading")
     assert (refusal.retriable, refusal.processed, refusal.status) == (True, "no", 503)
+    assert reply.tokens_out == 1
+
+
+async def test_a_submit_waits_for_an_engine_that_comes_up() -> None:
+    class Longest(random.Random):
+        def uniform(self, a: float, b: float) -> float:
+            return max(a, b)
+
+    policy = RetryPolicy(attempts=10, base=0.5)
+    async with (
+        LlamaCppServer(["-np", "1"], model=tiny_model(layers=512), wait=False) as server,
+        LlamaCppAdapter(server.url, retries=policy, rng=Longest(7)) as adapter,
+    ):
+        reply = await (await adapter.submit(task(max_tokens=1))).collect()
     assert reply.tokens_out == 1
 
 
