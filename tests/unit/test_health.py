@@ -158,10 +158,23 @@ def test_a_probe_and_the_question_for_the_model_take_no_longer_than_one_call_may
         ):
             began = loop.time()
             found = await made.health()
-            assert found == WorkerHealth(live=False, ready=False, reason="unary_timeout")
+            # It answered the first question.
+            assert found == WorkerHealth(live=True, ready=False, reason="unary_timeout")
             assert loop.time() - began == pytest.approx(1.0, abs=0.05)
 
     run_virtually(main())
+
+
+async def test_an_engine_that_is_gone_after_its_first_answer_is_not_live() -> None:
+    async def dying(connection: Connection) -> None:
+        await connection.request()
+        await good(connection)
+        await connection.request()
+        connection.close()
+
+    expect = ExpectedModel(name="tiny")
+    async with playing(dying) as server, adapter(server.url, expect=expect) as made:
+        assert await made.health() == WorkerHealth(live=False, ready=False, reason="reset")
 
 
 @pytest.mark.parametrize(("age", "ready"), [(FLAP_SECONDS - 1, True), (FLAP_SECONDS + 1, False)])

@@ -33,7 +33,8 @@ class Call:
     repeats: bool = True
     """Whether what it asks may be asked again when it fails."""
     answered: bool = False
-    """Whether the last request without a stream got an answer, whatever it said."""
+    """Whether a request without a stream got an answer, whatever it said, and no later one found
+    the engine gone."""
     private: tuple[str, ...] = field(default=(), repr=False)
     """Texts of the task that no error may repeat."""
     abort: Abort | None = None

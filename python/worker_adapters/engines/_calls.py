@@ -89,10 +89,10 @@ class HttpCalls(Anywhere, WorkerAdapter):
             raise self._error(call, "closed", "the adapter has been closed")
         self._require_sendable(request, call)
         call.progress = Progress()
-        call.answered = False
         try:
             response = await call.wait(self._answer(request, call), until)
         except TransportError as error:
+            call.answered = False
             raise self._failed(error, call) from None
         except TimeoutError:
             detail = "deadline" if call.deadline_passed else "unary_timeout"

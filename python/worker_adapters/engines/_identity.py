@@ -109,6 +109,7 @@ class IdentifiedEngine(HttpCalls):
             return
         finally:
             call.until = until
+        call.answered = False
         await self._probe_health(call)
 
     async def capabilities(self, *, timeouts: Timeouts | None = None) -> AdapterCapabilities:
