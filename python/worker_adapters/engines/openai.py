@@ -106,8 +106,12 @@ _HEALTH_ROUTES: Final = ("/health", "/health/ready", "/v1/health/ready")
 _CONTEXT_FIELDS: Final = ("max_model_len", "context_length", "context_window")
 """What a listing calls the context length."""
 
-_WORKLOAD_FEATURES: Final = {"embedding": "embeddings", "rerank": "rerank"}
-"""What a workload's feature is called in a capability document, and its route alike."""
+_WORKLOAD_ROUTES: Final = {
+    "completion": "completions",
+    "embedding": "embeddings",
+    "rerank": "rerank",
+}
+"""The route without which a server does not have a workload."""
 
 _ROUTES: Final = {"chat": "chat/completions", "embeddings": "embeddings", "rerank": "rerank"}
 """Features that are a route of their own."""
@@ -196,15 +200,23 @@ class OpenAiAdapter(HttpAdapter):
         """
         if self._clock() - self._capabilities_at >= CAPABILITIES_SECONDS:
             self._capabilities = self._routes = None
-        routes = self._routes
-        if routes is None:
-            call = self._call(timeouts)
-            routes = self._routes = {
-                feature: has
-                for feature, route in _ROUTES.items()
-                if (has := await self._has_route(f"{self._prefix}/{route}", call)) is not None
-            }
+        if self._routes is None:
+            self._routes = await self._told_routes(self._call(timeouts))
         return await super().capabilities(timeouts=timeouts)
+
+    async def _told_routes(self, call: Call) -> Mapping[str, bool]:
+        """Ask which routes there are; one of which the server does not say is left out."""
+        routes: dict[str, bool] = {}
+        for name, route in _ROUTES.items():
+            has = await self._has_route(f"{self._prefix}/{route}", call)
+            if has is not None:
+                routes[name] = has
+        if routes.get("chat") is False:
+            # It may be for prompts only, or for no completions at all.
+            has = await self._has_route(f"{self._prefix}/completions", call)
+            if has is not None:
+                routes["completions"] = has
+        return routes
 
     def _describe(self, identity: WorkerIdentity | None, props: WorkerProps) -> AdapterCapabilities:
         told = super()._describe(identity, props)
@@ -216,10 +228,11 @@ class OpenAiAdapter(HttpAdapter):
             or (feature.value is not True and name != "metrics")
         }
         routes = self._routes or {}
+        # Completions are what such servers are for; of the rest they have to say that it is there.
         workloads = tuple(
             workload
             for workload in told.supported_workloads
-            if routes.get(_WORKLOAD_FEATURES.get(workload, ""), True)
+            if routes.get(_WORKLOAD_ROUTES[workload], workload == "completion")
         )
         return told.model_copy(update={"features": features, "supported_workloads": workloads})
 
@@ -237,14 +250,19 @@ class OpenAiAdapter(HttpAdapter):
         except AdapterError as error:
             if error.status in {400, 422}:
                 return True
-            return False if _is_missing(error) else None
+            # Some look for the model first, and miss that.
+            return False if _is_missing(error) and "model" not in error.message.lower() else None
         except WorkerReset:
             return None
         return True
 
     def _features(self, identity: WorkerIdentity | None) -> Mapping[str, Feature]:
         told = self._routes or {}
-        features = {name: Feature(value=has, source="engine") for name, has in told.items()}
+        features = {
+            name: Feature(value=has, source="engine")
+            for name, has in told.items()
+            if name in _ROUTES
+        }
         sees = _sees(identity)
         if sees is not None:
             features["messages.image"] = Feature(value=sees, source="engine")

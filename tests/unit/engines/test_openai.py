@@ -451,10 +451,30 @@ async def test_workloads_are_asked_for() -> None:
             "POST /v1/rerank": rerank,
         }
         async with engine(routes) as server, OpenAiAdapter(server.url) as adapter:
-            told = (await adapter.capabilities()).features
+            told = await adapter.capabilities()
+        claimed = {"embedding", "rerank"} & set(told.supported_workloads)
+        assert claimed == ({"embedding"} if expected[0] else set())
         for name, value in zip(("embeddings", "rerank"), expected, strict=True):
             has = None if value is None else Feature(value=value, source="engine")
-            assert told.get(name) == has
+            assert told.features.get(name) == has
+
+
+async def test_completions_are_offered_unless_there_is_no_route_for_them() -> None:
+    refusal = answer('{"error":{"message":"prompt is missing"}}', status="400 Bad Request")
+    no_model = answer('{"error":{"message":"model \'\' not found"}}', status="404 Not Found")
+    for chat, completions, offered in (
+        (NOT_FOUND, NOT_FOUND, False),
+        (NOT_FOUND, refusal, True),
+        (NOT_FOUND, no_model, True),
+        (refusal, NOT_FOUND, True),
+    ):
+        async with (
+            engine({CHAT: chat, COMPLETIONS: completions}) as server,
+            OpenAiAdapter(server.url) as adapter,
+        ):
+            told = await adapter.capabilities()
+        assert ("completion" in told.supported_workloads) is offered
+        assert "completions" not in told.features
 
 
 async def test_what_nobody_can_tell_of_a_server_is_left_out() -> None:

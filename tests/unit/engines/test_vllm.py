@@ -328,10 +328,12 @@ async def test_a_server_that_hides_its_version(told: bytes) -> None:
                 await adapter.submit(vllm(extensions))
             assert (caught.value.detail, caught.value.processed) == ("unsupported", "no")
             assert features[field] == Feature(value=False, source="adapter")
-        assert server.requests("/v1/completions") == server.requests(ABORT_PATH) == []
+        (asked,) = server.requests("/v1/completions")
+        assert asked.json == {}  # by the capabilities, whether there is the route
+        assert server.requests(ABORT_PATH) == []
         # A hint is not refused, and what every version takes is sent.
         await (await adapter.submit(vllm(kv_hint="cold"))).collect()
-        (sent,) = server.requests("/v1/completions")
+        sent = server.requests("/v1/completions")[-1]
     assert sent.json["model"] == "tiny"
     assert "cache_salt" not in sent.json
 
@@ -631,6 +633,7 @@ async def test_slots_are_unknown_where_it_does_not(config: Any) -> None:
 async def test_what_a_server_of_embeddings_can_do() -> None:
     routes: dict[str, Answering] = {
         "POST /v1/embeddings": capture("vllm/vllm032-embed-missing-input"),
+        "POST /v1/completions": capture("vllm/vllm032-embed-completions"),
         "GET /metrics": capture("vllm/vllm032-embed-metrics"),
     }
     async with serving("vllm032", routes) as (adapter, server):
@@ -643,7 +646,7 @@ async def test_what_a_server_of_embeddings_can_do() -> None:
     assert (told.engine_version, told.ctx_max, told.slots_total) == ("0.32.0", 512, None)
     assert (features["embeddings"], features["rerank"]) == (True, False)
     assert told.features["rerank"].source == "engine"
-    assert told.supported_workloads == ("completion", "embedding")
+    assert told.supported_workloads == ("embedding",)
     assert (features["metrics"], features["cancel"]) == (True, "close")
     assert (features["token_ids"], features["data_parallel_rank"]) == (True, True)
 
