@@ -3,12 +3,16 @@
 Each function raises KeyError, TypeError, ValueError or IndexError for an answer of another shape.
 """
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from worker_adapters.engines._dispatch import Answer
 
-__all__ = ["embedding_answer", "rerank_answer"]
+__all__ = ["embedding_answer", "rerank_answer", "status_in_body"]
+
+_ERRORS: Final = (b'{"error":', b'{"object":"error"')
+"""How an answer begins that is an error, whatever its status."""
 
 
 def embedding_answer(answer: Any, wanted: int) -> Answer:
@@ -39,6 +43,22 @@ def rerank_answer(answer: Any, wanted: int) -> Answer:
     }
     _require_each(scores, wanted)
     return Answer(tokens_in=tokens_in, scores=sorted(scores.items()))
+
+
+def status_in_body(body: bytes) -> int | None:
+    """Return the status of an error that came with a 200, as vLLM up to 0.10 sends some.
+
+    None for any other answer, and for an error that does not tell its status.
+    """
+    if not body.startswith(_ERRORS):
+        return None
+    try:
+        told = json.loads(body)
+        error = told.get("error", told)
+        status = error.get("code")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return status if type(status) is int and 400 <= status < 600 else None
 
 
 def _index(row: Any) -> int:

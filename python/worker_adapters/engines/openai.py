@@ -8,7 +8,7 @@ deviations.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, Literal
 
 from worker_adapters._core import TokenEvent, make_error
@@ -25,11 +25,11 @@ from worker_adapters.engines._call import Call
 from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported
 from worker_adapters.engines._http import HttpAdapter
 from worker_adapters.engines._identity import CAPABILITIES_SECONDS
-from worker_adapters.engines._openai_answers import embedding_answer, rerank_answer
+from worker_adapters.engines._openai_answers import embedding_answer, rerank_answer, status_in_body
 from worker_adapters.engines._openai_errors import ERROR_RULES, RULES
 from worker_adapters.errors import AdapterError, WorkerReset
 from worker_adapters.stream import TokenStream
-from worker_adapters.transport import Headers, Request
+from worker_adapters.transport import Headers, Request, Response
 
 __all__ = ["ERROR_RULES", "RULES", "OpenAiAdapter"]
 
@@ -328,6 +328,11 @@ class OpenAiAdapter(HttpAdapter):
             if not _is_missing(error) and error.detail != "bad_json":
                 raise
             return None
+
+    async def _answer(self, request: Request, call: Call) -> Response:
+        response = await super()._answer(request, call)
+        status = status_in_body(response.body) if response.status == 200 else None
+        return response if status is None else replace(response, status=status)
 
     # Whether it is ready.
 

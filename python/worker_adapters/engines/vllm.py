@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 from uuid import uuid4
 
 from worker_adapters.capabilities import Feature
-from worker_adapters.contract import Timeouts, WorkerIdentity, WorkerProps
+from worker_adapters.contract import SubmitContext, Timeouts, WorkerIdentity, WorkerProps
 from worker_adapters.engines._call import Call
 from worker_adapters.engines._dispatch import Dispatch, Unsupported
 from worker_adapters.engines.openai import (
@@ -22,9 +22,11 @@ from worker_adapters.engines.openai import (
     RULES,
     OpenAiAdapter,
     Sampler,
+    _is_missing,
     _listing,
 )
 from worker_adapters.errors import AdapterError, WorkerError, WorkerReset
+from worker_adapters.stream import TokenStream
 from worker_adapters.transport import Headers, Request
 
 __all__ = ["ERROR_RULES", "RULES", "EngineLoad", "VllmAdapter"]
@@ -126,6 +128,7 @@ class VllmAdapter(OpenAiAdapter):
         self._aborts_by_id: bool | None = None
         self._seats: int | None = None
         self._asked_for_seats = False
+        self._ranks_by_score = False
 
     # What the server is.
 
@@ -200,6 +203,7 @@ class VllmAdapter(OpenAiAdapter):
         super()._forget_identity(kind)
         if self._identity is None:
             self._aborts_by_id, self._seats, self._asked_for_seats = None, None, False
+            self._ranks_by_score = False
 
     def _chosen(self, listing: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         # Several names of one model: any of them does, the first is the one in the metrics.
@@ -273,6 +277,30 @@ class VllmAdapter(OpenAiAdapter):
             payload["cache_salt"] = dispatch.request_id
         return path, payload
 
+    async def _unary_stream(
+        self, dispatch: Dispatch, context: SubmitContext, call: Call
+    ) -> TokenStream:
+        by_score = self._ranks_by_score  # others may learn better meanwhile
+        try:
+            return await super()._unary_stream(dispatch, context, call)
+        except AdapterError as error:
+            if by_score or dispatch.task.workload != "rerank" or not _refuses_rerank(error):
+                raise
+            refusal = error
+        self._ranks_by_score = True
+        try:
+            return await super()._unary_stream(dispatch, context, call)
+        except AdapterError as error:
+            self._ranks_by_score = False
+            raise (refusal if _is_missing(error) else error) from None
+
+    def _unary_request(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
+        task = dispatch.task
+        if task.workload != "rerank" or not self._ranks_by_score:
+            return super()._unary_request(dispatch)
+        texts = {"text_1": task.prompt, "text_2": list(task.inputs or ())}
+        return f"{self._prefix}/score", {"model": self._model_name(dispatch), **texts}
+
     def _sampler(self, dispatch: Dispatch) -> Sampler:
         del dispatch
         # 0 is refused by 0.8, and -1 is understood by all.
@@ -337,6 +365,11 @@ def _parsed(version: str) -> Version | None:
 def _is_since(version: Version | None, since: Version) -> bool:
     """Whether a version has what came then; one that is not known has nothing for certain."""
     return version is not None and version >= since
+
+
+def _refuses_rerank(error: AdapterError) -> bool:
+    """Whether the server has no reranking; it may have scoring."""
+    return _is_missing(error) or "does not support Rerank" in error.message
 
 
 def _why(version: Version | None) -> str:

@@ -532,6 +532,34 @@ async def test_scores_in_input_order() -> None:
     assert sent == {"model": "tiny", "query": "hello", "documents": documents}
 
 
+@pytest.mark.parametrize("refusal", ["vllm0102-rerank-on-generate", "vllm032-rerank-on-generate"])
+async def test_scores_of_a_server_that_scores_and_does_not_rerank(refusal: str) -> None:
+    routes = {
+        "POST /v1/rerank": capture(f"vllm/{refusal}"),
+        "POST /v1/score": capture("vllm/vllm032-rank-score"),
+    }
+    documents = ["the sea", "hello"]
+    async with serving("vllm032", routes) as (adapter, server):
+        for _ in range(2):
+            asked = vllm(workload="rerank", prompt="hello", inputs=documents)
+            scores = await adapter.rerank(asked)
+            assert [score.score for score in scores] == pytest.approx([0.07975958, 0.0666066])
+        assert len(server.requests("/v1/rerank")) == 1
+        sent = server.requests("/v1/score")[0].json
+    assert sent == {"model": "tiny", "text_1": "hello", "text_2": documents}
+
+
+async def test_a_server_that_neither_reranks_nor_scores_says_so_itself() -> None:
+    routes = {"POST /v1/rerank": capture("vllm/vllm0102-rerank-on-generate")}
+    async with serving("vllm0102", routes) as (adapter, server):
+        for _ in range(2):
+            with pytest.raises(AdapterError, match="does not support Rerank") as caught:
+                await adapter.rerank(vllm(workload="rerank", prompt="hello", inputs=["a"]))
+            # Its status is 200, that of the error inside 400.
+            assert (caught.value.code, caught.value.status) == ("INVALID_PARAMS", 400)
+        assert len(server.requests("/v1/rerank")) == 2
+
+
 async def test_a_workload_that_the_model_has_not() -> None:
     routes = {"POST /v1/embeddings": capture("vllm/vllm032-embeddings-on-generate")}
     async with serving("vllm032", routes) as (adapter, _):
