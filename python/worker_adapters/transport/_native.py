@@ -272,7 +272,7 @@ class _Unattended:
 class _NativeTokenStream(TokenStream):
     """The events of a `NativeStream`."""
 
-    __slots__ = ("_has_ended", "_is_filling", "_native")
+    __slots__ = ("_has_ended", "_native")
 
     def __init__(self, submission: Submission, native: NativeStream, session: _Session) -> None:
         self._native = native
@@ -347,11 +347,11 @@ class _NativeTokenStream(TokenStream):
 
     @property
     def _reading(self) -> bool:
-        return self._is_filling or self._native.is_awaited
+        return self._native.is_awaited
 
     @_reading.setter
     def _reading(self, reading: bool) -> None:
-        self._is_filling = reading
+        self._native.is_filling = reading
 
     def _left(self) -> None:
         """Let go of a stream that has been read to its end."""

@@ -1,21 +1,22 @@
-//! What `async for` runs over: iterator, awaitable and future in one object.
+//! What `async for` runs over: iterator and awaitable in one object.
 //!
 //! An asyncio task that has to wait hands the event loop a future, and is resumed by the loop after
 //! the future's result has been set: one object, one scheduled call and one more round of the loop
-//! for each wake-up. Here the iterator is the future (the protocol of `asyncio.isfuture`), made once
-//! for a stream; and the reactor's turn, which runs as a callback of the loop, resumes the task
-//! itself. No Python frame is between the task and the event.
+//! for each wake-up. Here the future is made once for an iteration; and the reactor's turn, which
+//! runs as a callback of the loop, resumes the task itself. No Python frame is between the task and
+//! the event.
+//!
+//! The awaitable is not the future itself: `asyncio.wait_for` and its like take what looks like a
+//! future for one, and anything else that can be awaited for something to make a task of.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::{PyRuntimeError, PyStopAsyncIteration, PyStopIteration};
 use pyo3::prelude::*;
-use pyo3::sync::{MutexExt, PyOnceLock};
-use pyo3::types::{PyDict, PyTuple};
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use super::stream::{Form, PyNativeStream};
+use super::wait::PyNativeWait;
 
 /// The events of one stream, for one task at a time.
 #[pyclass(frozen, name = "NativeEvents", module = "worker_adapters._core")]
@@ -23,45 +24,17 @@ pub(crate) struct PyNativeEvents {
     /// The `TokenStream`, which lives as long as somebody iterates.
     owner: Py<PyAny>,
     stream: Py<PyNativeStream>,
-    event_loop: Py<PyAny>,
     form: Form,
-    /// The task that waits: what resumes it, and in which context.
-    task: Mutex<Option<(Py<PyAny>, Py<PyAny>)>>,
-    is_blocking: AtomicBool,
-    /// The task was cancelled while it waited, with this message.
-    cancelled: Mutex<Option<Py<PyAny>>>,
-}
-
-impl PyNativeEvents {
-    fn task(&self, py: Python<'_>) -> MutexGuard<'_, Option<(Py<PyAny>, Py<PyAny>)>> {
-        self.task.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn is_awaited(&self, py: Python<'_>) -> bool {
-        self.is_blocking.load(Ordering::Relaxed) || self.task(py).is_some()
-    }
-
-    /// Resumes the task that waits: at once from a callback of the loop, else as soon as the loop
-    /// comes to it.
-    pub(crate) fn wake(slf: &Bound<'_, Self>, at_once: bool) -> PyResult<()> {
-        let py = slf.py();
-        let Some((resume, context)) = slf.get().task(py).take() else { return Ok(()) };
-        if at_once {
-            context.call_method1(py, intern!(py, "run"), (resume, slf))?;
-            return Ok(());
-        }
-        let keywords = PyDict::new(py);
-        keywords.set_item(intern!(py, "context"), context)?;
-        let call_soon = slf.get().event_loop.getattr(py, intern!(py, "call_soon"))?;
-        call_soon.call(py, (resume, slf), Some(&keywords))?;
-        Ok(())
-    }
+    wait: Py<PyNativeWait>,
+    /// A task was given `wait` and has not gone on since.
+    is_suspended: AtomicBool,
 }
 
 #[pymethods]
 impl PyNativeEvents {
     #[new]
     fn new(
+        py: Python<'_>,
         owner: Py<PyAny>,
         stream: Py<PyNativeStream>,
         event_loop: Py<PyAny>,
@@ -71,11 +44,9 @@ impl PyNativeEvents {
         Ok(Self {
             owner,
             stream,
-            event_loop,
             form: Form::from_word(form)?,
-            task: Mutex::default(),
-            is_blocking: AtomicBool::new(false),
-            cancelled: Mutex::default(),
+            wait: Py::new(py, PyNativeWait::new(event_loop))?,
+            is_suspended: AtomicBool::new(false),
         })
     }
 
@@ -87,14 +58,12 @@ impl PyNativeEvents {
 
     fn __anext__<'py>(slf: PyRef<'py, Self>, py: Python<'py>) -> PyResult<PyRef<'py, Self>> {
         if slf.stream.get().is_awaited(py) {
-            return Err(PyRuntimeError::new_err(
-                "another task is reading this stream; a stream has one reader",
-            ));
+            return Err(second_reader());
         }
         Ok(slf)
     }
 
-    // … an awaitable, whose steps …
+    // … an awaitable.
 
     fn __await__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
         slf
@@ -104,17 +73,26 @@ impl PyNativeEvents {
         slf
     }
 
-    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {
+    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyNativeWait>> {
         let py = slf.py();
         let this = slf.get();
-        if this.is_blocking.swap(false, Ordering::Relaxed) {
-            return Err(PyRuntimeError::new_err("await wasn't used with future"));
+        let wait = this.wait.bind(py);
+        if this.is_suspended.load(Ordering::Relaxed) {
+            if wait.get().unblock() {
+                this.is_suspended.store(false, Ordering::Relaxed);
+                return Err(PyRuntimeError::new_err("await wasn't used with future"));
+            }
+            if wait.get().is_awaited(py) {
+                return Err(second_reader());
+            }
+            this.is_suspended.store(false, Ordering::Relaxed);
         }
-        match this.stream.get().next(py, this.form, slf)? {
+        match this.stream.get().next(py, this.form, wait)? {
             Next::Value(value) => Err(PyStopIteration::new_err(value.unbind())),
             Next::Wait => {
-                this.is_blocking.store(true, Ordering::Relaxed);
-                Ok(slf.clone())
+                wait.get().block();
+                this.is_suspended.store(true, Ordering::Relaxed);
+                Ok(wait.clone())
             }
             Next::End => {
                 this.owner.call_method0(py, intern!(py, "_left"))?;
@@ -123,13 +101,16 @@ impl PyNativeEvents {
         }
     }
 
-    fn send<'py>(slf: &Bound<'py, Self>, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, Self>> {
+    fn send<'py>(
+        slf: &Bound<'py, Self>,
+        value: Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyNativeWait>> {
         drop(value);
         Self::__next__(slf)
     }
 
-    /// The task is given an exception where it waits: the stream ends, because the task that reads
-    /// it does.
+    /// The task is given an exception. Where it was waiting the stream ends, because the task that
+    /// reads it does.
     #[pyo3(signature = (kind, value=None, traceback=None))]
     fn throw(
         &self,
@@ -139,7 +120,14 @@ impl PyNativeEvents {
         traceback: Option<Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         drop(traceback);
-        self.close(py)?;
+        let wait = self.wait.get();
+        if wait.unblock() {
+            // A task of another loop's, which cannot wait here and says so.
+            self.is_suspended.store(false, Ordering::Relaxed);
+        } else if !wait.is_awaited(py) {
+            // Whoever still waits is another task than this.
+            self.close(py)?;
+        }
         let exception = match value {
             Some(value) if !value.is_none() => value,
             _ => kind,
@@ -147,90 +135,20 @@ impl PyNativeEvents {
         Err(PyErr::from_value(exception))
     }
 
+    /// The task that waits is gone, and with it the stream.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let waiting = self.task(py).take();
-        self.is_blocking.store(false, Ordering::Relaxed);
-        drop(waiting);
-        self.owner.call_method0(py, intern!(py, "_given_up"))?;
-        Ok(())
-    }
-
-    // … hand the loop a future.
-
-    #[getter(_asyncio_future_blocking)]
-    fn is_blocking(&self) -> bool {
-        self.is_blocking.load(Ordering::Relaxed)
-    }
-
-    #[setter(_asyncio_future_blocking)]
-    fn set_blocking(&self, blocking: bool) {
-        self.is_blocking.store(blocking, Ordering::Relaxed);
-    }
-
-    fn get_loop(&self, py: Python<'_>) -> Py<PyAny> {
-        self.event_loop.clone_ref(py)
-    }
-
-    #[pyo3(signature = (callback, *, context))]
-    fn add_done_callback(&self, py: Python<'_>, callback: Py<PyAny>, context: Py<PyAny>) {
-        let before = self.task(py).replace((callback, context));
-        drop(before);
-    }
-
-    fn done(&self, py: Python<'_>) -> bool {
-        self.task(py).is_none()
-    }
-
-    /// Nothing: the task takes what there is itself. Raises CancelledError where it was cancelled.
-    fn result(&self, py: Python<'_>) -> PyResult<()> {
-        static CANCELLED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-        let message =
-            self.cancelled.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).take();
-        let Some(message) = message else { return Ok(()) };
-        let cancelled = CANCELLED.import(py, "asyncio", "CancelledError")?;
-        let args =
-            if message.is_none(py) { PyTuple::empty(py) } else { PyTuple::new(py, [message])? };
-        Err(PyErr::from_value(cancelled.call1(args)?))
-    }
-
-    /// Cancels the waiting, for the task that waits; whether there was one.
-    #[pyo3(signature = (msg=None))]
-    fn cancel(slf: &Bound<'_, Self>, msg: Option<Py<PyAny>>) -> PyResult<bool> {
-        let py = slf.py();
-        if slf.get().task(py).is_none() {
-            return Ok(false);
+        if self.is_suspended.swap(false, Ordering::Relaxed) {
+            self.wait.get().unblock();
+            self.wait.get().forget(py);
+            self.owner.call_method0(py, intern!(py, "_given_up"))?;
         }
-        let message = msg.unwrap_or_else(|| py.None());
-        let before = slf
-            .get()
-            .cancelled
-            .lock_py_attached(py)
-            .unwrap_or_else(PoisonError::into_inner)
-            .replace(message);
-        drop(before);
-        Self::wake(slf, false)?;
-        Ok(true)
+        Ok(())
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.owner)?;
         visit.call(&self.stream)?;
-        visit.call(&self.event_loop)?;
-        if let Ok(task) = self.task.try_lock()
-            && let Some((resume, context)) = &*task
-        {
-            visit.call(resume)?;
-            visit.call(context)?;
-        }
-        if let Ok(cancelled) = self.cancelled.try_lock() {
-            visit.call(&*cancelled)?;
-        }
-        Ok(())
-    }
-
-    fn __clear__(&self) {
-        let waiting = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(waiting);
+        visit.call(&self.wait)
     }
 }
 
@@ -239,4 +157,8 @@ pub(crate) enum Next<'py> {
     Value(Bound<'py, PyAny>),
     Wait,
     End,
+}
+
+pub(crate) fn second_reader() -> PyErr {
+    PyRuntimeError::new_err("another task is reading this stream; a stream has one reader")
 }

@@ -5,6 +5,7 @@ mod forks;
 mod reactor;
 mod stream;
 mod target;
+mod wait;
 mod wakes;
 
 pub(crate) use events::PyNativeEvents;

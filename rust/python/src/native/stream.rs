@@ -1,6 +1,7 @@
 //! The events of one native stream, handed over when Python asks.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
@@ -12,8 +13,9 @@ use pyo3::{PyTraverseError, PyVisit};
 use worker_adapters_core::event::TokenEvent;
 use worker_adapters_net::EventStream;
 
-use super::events::{Next, PyNativeEvents};
+use super::events::{Next, second_reader};
 use super::reactor::PyReactor;
+use super::wait::PyNativeWait;
 use super::wakes::StreamWaker;
 use crate::event::PyTokenEvent;
 
@@ -24,6 +26,8 @@ const SSE_BYTES: usize = 96;
 #[pyclass(frozen, name = "NativeStream", module = "worker_adapters._core")]
 pub(crate) struct PyNativeStream {
     inner: Mutex<Inner>,
+    /// Somebody reads who does not iterate natively.
+    is_filling: AtomicBool,
     waker: Arc<StreamWaker>,
     std_waker: Waker,
     reactor: Py<PyReactor>,
@@ -87,7 +91,13 @@ impl PyNativeStream {
             tokens_emitted: 0,
         };
         let std_waker = waker.waker();
-        Self { inner: Mutex::new(inner), waker, std_waker, reactor }
+        Self {
+            inner: Mutex::new(inner),
+            is_filling: AtomicBool::new(false),
+            waker,
+            std_waker,
+            reactor,
+        }
     }
 
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Inner> {
@@ -105,13 +115,17 @@ impl PyNativeStream {
         list
     }
 
-    /// The next value in this form; else `reader` is woken when there is one.
+    /// The next value in this form; else `reader` is woken when there is one. Fails where somebody
+    /// else waits.
     pub(crate) fn next<'py>(
         &self,
         py: Python<'py>,
         form: Form,
-        reader: &Bound<'py, PyNativeEvents>,
+        reader: &Bound<'py, PyNativeWait>,
     ) -> PyResult<Next<'py>> {
+        if self.is_filling() {
+            return Err(second_reader());
+        }
         self.reactor.get().read_clock(py)?;
         let taken = {
             let mut inner = self.lock(py);
@@ -121,6 +135,9 @@ impl PyNativeStream {
                 let mut context = Context::from_waker(&self.std_waker);
                 if stream.poll_beyond(0, &mut context).is_pending() {
                     drop(inner);
+                    if self.waker.is_awaited(py) {
+                        return Err(second_reader());
+                    }
                     self.waker.set_reader(reader.clone().unbind());
                     return Ok(Next::Wait);
                 }
@@ -166,9 +183,9 @@ impl PyNativeStream {
         Ok(())
     }
 
-    /// Whether somebody waits for what comes next.
+    /// Whether somebody reads already.
     pub(crate) fn is_awaited(&self, py: Python<'_>) -> bool {
-        self.waker.is_awaited(py)
+        self.is_filling() || self.waker.is_awaited(py)
     }
 
     /// Has `future` be told, unless `poll` says that there is nothing to wait for; whether so.
@@ -305,7 +322,18 @@ impl PyNativeStream {
         self.lock(py).stream.as_ref().is_some_and(EventStream::is_full)
     }
 
-    /// Whether somebody waits in `NativeEvents`.
+    /// Whether somebody reads otherwise than by `NativeEvents`, which then fails.
+    #[getter]
+    fn is_filling(&self) -> bool {
+        self.is_filling.load(Ordering::Relaxed)
+    }
+
+    #[setter]
+    fn set_is_filling(&self, is_filling: bool) {
+        self.is_filling.store(is_filling, Ordering::Relaxed);
+    }
+
+    /// Whether somebody reads, or waits in `NativeEvents`.
     #[getter(is_awaited)]
     fn is_awaited_by(&self, py: Python<'_>) -> bool {
         self.is_awaited(py)

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit, intern};
 use worker_adapters_net::Reactor;
 
-use super::events::PyNativeEvents;
+use super::wait::PyNativeWait;
 
 /// Whoever has been woken and not yet told, for one reactor.
 pub(crate) struct Wakes {
@@ -80,7 +80,7 @@ pub(crate) enum Waiting {
     /// A future of the loop, whose result is set.
     Future(Py<PyAny>),
     /// A task that iterates.
-    Reader(Py<PyNativeEvents>),
+    Reader(Py<PyNativeWait>),
 }
 
 /// Wakes whoever waits for one stream.
@@ -111,7 +111,7 @@ impl StreamWaker {
     }
 
     /// As `set_future`, for the task that iterates.
-    pub(crate) fn set_reader(&self, reader: Py<PyNativeEvents>) {
+    pub(crate) fn set_reader(&self, reader: Py<PyNativeWait>) {
         let before = lock(&self.waiting).replace(Waiting::Reader(reader));
         drop(before);
     }
@@ -151,7 +151,13 @@ impl StreamWaker {
 
     fn tell(&self, py: Python<'_>, at_once: bool) -> PyResult<()> {
         match self.take_waiting() {
-            Some(Waiting::Reader(reader)) => PyNativeEvents::wake(reader.bind(py), at_once),
+            Some(Waiting::Reader(reader)) => {
+                if PyNativeWait::wake(reader.bind(py), at_once)? {
+                    return Ok(());
+                }
+                // It waited once, and does no more.
+                self.tell_unattended(py)
+            }
             Some(Waiting::Future(future)) => {
                 let future = future.bind(py);
                 let told = future.call_method1(intern!(py, "set_result"), (py.None(),));
