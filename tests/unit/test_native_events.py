@@ -193,3 +193,37 @@ def test_tasks_that_meddle_with_each_other(
 
     with asyncio.Runner(loop_factory=new_loop, debug=True) as runner:
         runner.run(main())
+
+
+@pytest.mark.parametrize("window", [0, 0.001])
+@pytest.mark.parametrize("new_loop", LOOPS)
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_a_task_that_breaks_the_loop_off(
+    engine: ScriptedEngine,
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+    window: float,
+    kind: type[BaseException],
+) -> None:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        loop = runner.get_loop()
+        made = adapter(engine.url, gather_window=window)
+
+        async def read(stop_at: int | None) -> int:
+            count = 0
+            async with await begun(made) as stream:
+                async for _ in stream:
+                    count += 1
+                    if count == stop_at:
+                        raise kind
+                    if count == 50:
+                        break
+            return count
+
+        tasks = [loop.create_task(read(stop_at)) for stop_at in (None, 20, None)]
+        with pytest.raises(kind):
+            loop.run_until_complete(asyncio.wait(tasks))
+        assert isinstance(tasks[1].exception(), kind)
+        # Whoever else reads goes on, in the same loop.
+        others = asyncio.gather(tasks[0], tasks[2])
+        assert set(loop.run_until_complete(asyncio.wait_for(others, WITHIN))) == {50}
+        runner.run(made.aclose())

@@ -242,17 +242,23 @@ class _Gathering:
         reactor = self._reactor()
         if reactor is not None:
             self._loop.remove_reader(reactor.fileno())
-            reactor.turn()
-            self._loop.call_later(self._window, self._again)
+            try:
+                reactor.turn()
+            finally:
+                self._loop.call_later(self._window, self._again)
 
     def _again(self) -> None:
         reactor = self._reactor()
         if reactor is None or reactor.is_closed:
             return
-        if reactor.turn():
-            self._loop.call_later(self._window, self._again)
-        else:
-            self._loop.add_reader(reactor.fileno(), self)
+        is_busy = True
+        try:
+            is_busy = reactor.turn()
+        finally:
+            if is_busy:
+                self._loop.call_later(self._window, self._again)
+            else:
+                self._loop.add_reader(reactor.fileno(), self)
 
 
 class _Unattended:
