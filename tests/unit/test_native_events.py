@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -227,3 +230,43 @@ def test_a_task_that_breaks_the_loop_off(
         others = asyncio.gather(tasks[0], tasks[2])
         assert set(loop.run_until_complete(asyncio.wait_for(others, WITHIN))) == {50}
         runner.run(made.aclose())
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("new_loop", LOOPS)
+def test_a_loop_closed_on_waiting_tasks_keeps_no_descriptor(
+    engine: ScriptedEngine, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def main() -> list[asyncio.Task[Any]]:
+        made = adapter(engine.url)
+        streams = [await begun(made) for _ in range(5)]
+        tasks = [asyncio.create_task(next_of(aiter(dry(stream)))) for stream in streams]
+        await asyncio.sleep(0)
+        return tasks
+
+    def leave() -> None:
+        loop = new_loop()
+        loop.set_exception_handler(lambda *_: None)  # tasks are destroyed that are pending
+        loop.run_until_complete(main())
+        loop.close()
+
+    def descriptors() -> int:
+        gc.collect()
+        return sum(map(is_of_events, Path("/proc/self/fd").iterdir()))
+
+    def is_of_events(descriptor: Path) -> bool:
+        try:
+            return "event" in str(descriptor.readlink())
+        except OSError:
+            return False
+
+    before = descriptors()
+    for _ in range(5):
+        leave()
+    pause = threading.Event()
+    for _ in range(200):
+        if descriptors() <= before:
+            break
+        pause.wait(0.01)
+    assert descriptors() <= before

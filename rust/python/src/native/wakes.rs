@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Wake, Waker};
 
 use pyo3::prelude::*;
@@ -85,7 +85,8 @@ pub(crate) enum Waiting {
 
 /// Wakes whoever waits for one stream.
 pub(crate) struct StreamWaker {
-    wakes: Arc<Wakes>,
+    /// Which holds it once it has been woken, and whose reactor does before.
+    wakes: Weak<Wakes>,
     waiting: Mutex<Option<Waiting>>,
     /// Called where nobody waits.
     unattended: Mutex<Option<Py<PyAny>>>,
@@ -94,7 +95,7 @@ pub(crate) struct StreamWaker {
 impl StreamWaker {
     pub(crate) fn new(wakes: &Arc<Wakes>, unattended: Py<PyAny>) -> Arc<Self> {
         Arc::new(Self {
-            wakes: Arc::clone(wakes),
+            wakes: Arc::downgrade(wakes),
             waiting: Mutex::default(),
             unattended: Mutex::new(Some(unattended)),
         })
@@ -183,12 +184,15 @@ impl StreamWaker {
 
 impl Wake for StreamWaker {
     fn wake(self: Arc<Self>) {
-        let wakes = Arc::clone(&self.wakes);
-        wakes.push(self);
+        if let Some(wakes) = self.wakes.upgrade() {
+            wakes.push(self);
+        }
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.wakes.push(Arc::clone(self));
+        if let Some(wakes) = self.wakes.upgrade() {
+            wakes.push(Arc::clone(self));
+        }
     }
 }
 
