@@ -469,14 +469,14 @@ impl FrameSink<'_> {
         }
     }
 
-    /// The engine's finish signal. An error where all that came were answers other than this one.
+    /// The engine's finish signal. An error where no frame of this stream's answer came before it: a
+    /// signal alone is no empty answer, nor is one behind answers other than this one.
     pub fn end(&mut self) {
         if self.law.is_unanswered() {
             let message = "the stream ended, and nothing of it was of the answer with index 0";
             self.law.fail(Detail::Protocol, None, message, self.out);
             return;
         }
-        self.law.start(self.out);
         self.law.end(self.now, self.out);
     }
 
@@ -584,12 +584,13 @@ impl Law {
         self.state == State::Over
     }
 
-    /// Whether frames came, and not one of them told anything of this stream's own answer.
+    /// Whether nothing that came told anything of this stream's own answer.
     fn is_unanswered(&self) -> bool {
-        self.dropped_choices > 0
+        let told_nothing = self.dropped_choices > 0
             && self.events_emitted == 0
             && self.tokens_seen == 0
-            && self.finish_reason.is_none()
+            && self.finish_reason.is_none();
+        !self.is_started() || told_nothing
     }
 
     fn item<P: FrameParser>(

@@ -210,7 +210,6 @@ impl FrameParser for FieldMap {
         if let Ending::Marker(marker) = &self.end
             && document == marker
         {
-            sink.accept();
             self.finish(sink);
             return Ok(());
         }
