@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from tests.unit.wire import WITHIN, eventually
 from worker_adapters._core import NativeTarget, Reactor, StreamDecoder
 from worker_adapters.testing.engines import scripted_engine
 from worker_adapters.transport import _native
+from worker_adapters.transport._tls import TlsSetup
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -266,6 +268,21 @@ async def test_a_gather_window_wakes_less_often(engine: ScriptedEngine) -> None:
     at_once, gathered = await sizes(0.0), await sizes(0.05)
     assert sum(at_once) == sum(gathered) == 202
     assert len(gathered) < len(at_once) / 2
+
+
+@on_native
+async def test_a_thread_that_reads_loses_nothing(engine: ScriptedEngine) -> None:
+    async with adapter(engine.url) as made:
+        made._data_plane = _native.NativeTransport(
+            engine.url, tls=partial(TlsSetup.of, None), threaded=True
+        )
+        texts = await asyncio.gather(*(text_of(made) for _ in range(20)))
+        assert len(set(texts)) == 1
+        # Idle in between, then woken again; and let go of when it is left.
+        assert await text_of(made) == texts[0]
+        async with await begun(made):
+            pass
+        await eventually(lambda: engine.busy == 0, "the engine is left")
 
 
 @pytest.mark.parametrize("window", [-0.001, 0.1001, float("nan"), float("inf")])

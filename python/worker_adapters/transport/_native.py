@@ -44,7 +44,8 @@ class NativeTransport:
     ``tls`` returns whom to trust and who we are.
     ``gather_window`` is how long, in seconds, further streams may be waited for once something has
     come for one: fewer wake-ups, for that much latency. At most ``max_streams`` are under way at a
-    time.
+    time. With ``threaded`` a thread of the reactor's reads and decodes, and rings one descriptor of
+    each event loop: the other way of waking, which costs more and is kept to be measured.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class NativeTransport:
         tls: Callable[[], TlsSetup],
         gather_window: float = 0.0,
         max_streams: int = 1024,
+        threaded: bool = False,
     ) -> None:
         if not 0 <= gather_window <= MAX_GATHER_SECONDS:
             raise ValueError(
@@ -71,6 +73,7 @@ class NativeTransport:
         self._tls = tls
         self._gather_window = gather_window
         self._max_streams = max_streams
+        self._threaded = threaded
         self._sessions: dict[asyncio.AbstractEventLoop, _Session] = {}
 
     def __repr__(self) -> str:
@@ -137,7 +140,11 @@ class NativeTransport:
 
     def _attached(self, loop: asyncio.AbstractEventLoop) -> "_Session":
         rearm = _Rearm(loop)
-        reactor = Reactor(rearm, clock=None if self._clock is time.monotonic else self._clock)
+        reactor = Reactor(
+            rearm,
+            clock=None if self._clock is time.monotonic else self._clock,
+            threaded=self._threaded,
+        )
         tls = self._tls() if self._is_secure else None
         target = NativeTarget(
             reactor,
