@@ -4,17 +4,18 @@ A client hands every token to the `Tally`, which is all that they have in common
 with and what they make of it is what is measured.
 """
 
-import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal
 from uuid import uuid4
 
 from worker_adapters import Extensions, TaskRequest, TokenStream, VllmAdapter
-from worker_adapters.engines._http import HttpAdapter
+from worker_adapters.transport._native import NativeTransport
+from worker_adapters.transport._tls import TlsSetup
 
 STREAMS_PER_ADAPTER = 1000
 """An adapter is one engine, and no engine serves more at a time."""
@@ -59,13 +60,13 @@ class OursClient(Client):
     """worker-adapters, read in one of the ways that a stream can be."""
 
     def __init__(self, adapters: list[VllmAdapter], way: Way) -> None:
-        self._adapters = adapters
+        self.adapters = adapters
         self._read = {"events": self._events, "batches": self._batches, "sse": self._sse}[way]
 
     async def stream(self, number: int, slot: Slot) -> None:
         """See `Client.stream`."""
-        adapter = self._adapters[number // STREAMS_PER_ADAPTER]
-        await self._read(await adapter.submit(_task()), slot)
+        adapter = self.adapters[number // STREAMS_PER_ADAPTER]
+        await self._read(await adapter.submit(chat_task()), slot)
 
     async def _events(self, stream: TokenStream, slot: Slot) -> None:
         await anext(stream)
@@ -85,8 +86,10 @@ class OursClient(Client):
 
     async def _batches(self, stream: TokenStream, slot: Slot) -> None:
         last = None
+        has_begun = False
         async for batch in stream.batches():
-            if last is None:  # the first holds ``started``
+            if not has_begun:
+                has_begun = True
                 slot.begin()
             for event in batch:
                 if event.t is not None:
@@ -97,10 +100,12 @@ class OursClient(Client):
 
     async def _sse(self, stream: TokenStream, slot: Slot) -> None:
         piece = b""
+        has_begun = False
         async for piece in stream.sse():
-            if not slot.tokens:
+            if not has_begun:
+                has_begun = True
                 slot.begin()
-            slot.tokens += piece.count(b"\n\n")
+            slot.tokens += piece.count(b"event: token\n")
         if b"event: end" not in piece:
             raise RuntimeError("a stream did not end")
 
@@ -110,7 +115,8 @@ def _check(last: Any) -> None:
         raise RuntimeError(f"a stream did not end: {last}")
 
 
-def _task() -> TaskRequest:
+def chat_task() -> TaskRequest:
+    """Return a chat of more tokens than any scenario has."""
     return _ALLOWED.task_request(
         task_id=uuid4(),
         session_id=uuid4(),
@@ -227,7 +233,7 @@ class OpenAiSdkClient(Client):
 Make = Callable[[str, int], Any]
 
 
-def _ours(way: Way, **options: Any) -> Make:
+def _ours(way: Way, *, threaded: bool = False, **options: Any) -> Make:
     @asynccontextmanager
     async def make(url: str, streams: int) -> AsyncIterator[Client]:
         async with AsyncExitStack() as stack:
@@ -236,6 +242,10 @@ def _ours(way: Way, **options: Any) -> Make:
                 for _ in range(-(-streams // STREAMS_PER_ADAPTER))
             ]
             for adapter in adapters:
+                if threaded:  # no option of the adapter's: it is here to be measured
+                    adapter._data_plane = NativeTransport(
+                        url, tls=partial(TlsSetup.of, None), threaded=True
+                    )
                 await adapter.identity()
             yield OursClient(adapters, way)
 
@@ -272,25 +282,17 @@ async def _openai(url: str, streams: int) -> AsyncIterator[Client]:
         yield OpenAiSdkClient(client)
 
 
-def _contenders() -> dict[str, Make]:
-    options = inspect.signature(HttpAdapter.__init__).parameters
-    if "transport" not in options:
-        made: dict[str, Make] = {"httpx": _ours("events"), "httpx batches": _ours("batches")}
-        made["httpx sse"] = _ours("sse")
-    else:
-        made = {
-            "native": _ours("events", transport="native"),
-            "native batches": _ours("batches", transport="native"),
-            "native sse": _ours("sse", transport="native"),
-            "httpx": _ours("events", transport="httpx"),
-        }
-        if "gather_window" in options:
-            made["native gather"] = _ours("events", transport="native", gather_window=0.001)
-    made |= {"aiohttp": _aiohttp, "httpx-sse": _httpx_sse, "openai": _openai}
-    return made
-
-
-CONTENDERS = _contenders()
+CONTENDERS: Mapping[str, Make] = {
+    "native": _ours("events", transport="native"),
+    "native batches": _ours("batches", transport="native"),
+    "native sse": _ours("sse", transport="native"),
+    "native gather": _ours("events", transport="native", gather_window=0.001),
+    "native threaded": _ours("events", transport="native", threaded=True),
+    "httpx": _ours("events", transport="httpx"),
+    "aiohttp": _aiohttp,
+    "httpx-sse": _httpx_sse,
+    "openai": _openai,
+}
 """By name; what starts with ``native`` or ``httpx`` (but httpx-sse) is worker-adapters."""
 
 HAS_UVLOOP = find_spec("uvloop") is not None

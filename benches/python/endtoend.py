@@ -14,7 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,6 +60,7 @@ class Scenario:
     has_floor: bool = True
     both_loops: bool = False
     floor_options: tuple[str, ...] = field(default=())
+    most_rounds: int | None = None
 
     def tokens(self, result: Result) -> float:
         """How many tokens a result is about; the floor does not count them."""
@@ -76,63 +77,89 @@ class Scenario:
 
 def scenarios(*, full: bool) -> list[Scenario]:
     """Return what the form measures."""
-    seconds = 6 if full else 3
-    total = 1_000_000 if full else 200_000
-    ours = tuple(name for name in CONTENDERS if name not in SLOWER and name != "aiohttp")
-    main_ours = tuple(
-        dict.fromkeys((OURS, *(name for name in ("native", "httpx") if name in ours)))
-    )
-    few = (*main_ours, "aiohttp", "openai")
+    return list(_long_form() if full else _short_form())
 
-    def flat(streams: int, *contenders: str, name: str = "", both: bool = full) -> Scenario:
-        numbers = {"streams": streams, "tokens": total // streams}
-        return Scenario(
-            name or f"{streams:,} flat out", "flat", numbers, contenders, both_loops=both
-        )
 
-    def paced(streams: int, *contenders: str, name: str = "", options: tuple[str, ...] = ()) -> Any:
-        numbers = {"streams": streams, "rate": 20, "seconds": seconds}
-        name = name or f"{streams:,} × 20/s"
-        return Scenario(name, "paced", numbers, contenders, both_loops=full, floor_options=options)
+def _flat(streams: int, total: int, *contenders: str, **options: Any) -> Scenario:
+    numbers = {"streams": streams, "tokens": total // streams}
+    name = options.pop("name", f"{streams:,} flat out")
+    return Scenario(name, "flat", numbers, contenders, **options)
 
-    found = [
-        flat(1),
-        flat(1000, *(() if full else (*ours, "aiohttp", "openai"))),
-        # At that pace the SDK never comes to begin all of them.
-        paced(1000, *(() if full else (*ours, "aiohttp"))),
-        Scenario(
-            "request set-up",
-            "requests",
-            {"streams": 100, "requests": 50 if full else 10, "tokens": 1},
-            () if full else few,
-        ),
-        Scenario("memory", "memory", {"streams": 1000}, (*few, CONTROL), has_floor=False),
-    ]
-    if not full:
-        return found
-    held = tuple(dict.fromkeys((*main_ours, "aiohttp")))
-    found += [
-        flat(100),
-        paced(100),
-        paced(
-            1000,
-            *(name for name in ours if name.endswith("gather")),
-            name="1,000 × 20/s, floor woken once in 1 ms",
-            options=("gather=1000",),
-        ),
-        Scenario("first token", "first", {"streams": 100, "requests": 10}, few),
-        Scenario("10,000 × 5/s", "late", {"streams": 10_000, "rate": 5, "seconds": 10}, held),
-    ]
-    found += [
-        flat(streams, *main_ours, name=f"grows to {streams:,} streams", both=False)
-        for streams in GROWING_STREAMS
-    ]
+
+def _paced(streams: int, seconds: int, *contenders: str, **options: Any) -> Scenario:
+    numbers = {"streams": streams, "rate": 20, "seconds": seconds}
+    name = options.pop("name", f"{streams:,} × 20/s")
+    return Scenario(name, "paced", numbers, contenders, **options)
+
+
+def _requests(count: int, *contenders: str, **options: Any) -> Scenario:
+    numbers = {"streams": 100, "requests": count, "tokens": 1}
+    return Scenario("request set-up", "requests", numbers, contenders, **options)
+
+
+def _memory(*contenders: str, **options: Any) -> Scenario:
+    return Scenario("memory", "memory", {"streams": 1000}, contenders, has_floor=False, **options)
+
+
+def _first(*contenders: str, requests: int, **options: Any) -> Scenario:
+    numbers = {"streams": 100, "requests": requests}
+    return Scenario("first token", "first", numbers, contenders, **options)
+
+
+def _held(seconds: int, *contenders: str, **options: Any) -> Scenario:
+    numbers = {"streams": 10_000, "rate": 5, "seconds": seconds}
+    return Scenario("10,000 × 5/s", "late", numbers, contenders, **options)
+
+
+def _growing(*contenders: str, most_rounds: int | None = None) -> Iterator[Scenario]:
+    for streams in GROWING_STREAMS:
+        name = f"grows to {streams:,} streams"
+        yield _flat(streams, 200_000, *contenders, name=name, most_rounds=most_rounds)
     for tokens in GROWING_TOKENS:
         count = max(1, 200_000 // tokens)
-        for name, length in ((f"grows to {tokens:,} tokens", tokens), (f"{count} bare", 1)):
+        for name, length in ((f"grows to {tokens:,} tokens", tokens), (bare_of(tokens), 1)):
             numbers = {"streams": 1, "requests": count, "tokens": length}
-            found.append(Scenario(name, "requests", numbers, main_ours))
-    return found
+            yield Scenario(name, "requests", numbers, contenders, most_rounds=most_rounds)
+
+
+def _short_form() -> Iterator[Scenario]:
+    """Yield what the targets ask for, with the peers that tell most.
+
+    At the pace of 1,000 × 20/s neither the SDK nor httpx comes to begin all streams.
+    """
+    ways = tuple(name for name in CONTENDERS if name.startswith(OURS))
+    peers = ("httpx", "aiohttp", "openai")
+    yield _flat(1, 100_000, *ways, "httpx", "aiohttp", "httpx-sse", "openai")
+    yield _flat(1000, 200_000, *ways, *peers)
+    yield _paced(1000, 3, *ways, "aiohttp")
+    yield _paced(100, 3, OURS, f"{OURS} threaded", "aiohttp")
+    yield _requests(10, OURS, *peers)
+    yield _memory(OURS, *peers, CONTROL, most_rounds=2)
+    yield _first(OURS, requests=5)
+    yield _held(5, OURS, most_rounds=1)
+    yield from _growing(OURS, most_rounds=1)
+
+
+def _long_form() -> Iterator[Scenario]:
+    few = (OURS, "httpx", "aiohttp", "openai")
+    yield _flat(1, 1_000_000, both_loops=True)
+    yield _flat(1000, 1_000_000, both_loops=True)
+    yield _paced(1000, 6, both_loops=True)
+    yield _requests(50)
+    yield _memory(*few, CONTROL)
+    yield _flat(100, 1_000_000, both_loops=True)
+    yield _paced(100, 6, both_loops=True)
+    yield _paced(
+        1000,
+        6,
+        f"{OURS} gather",
+        name="1,000 × 20/s, floor woken once in 1 ms",
+        both_loops=True,
+        floor_options=("gather=1000",),
+    )
+    yield _first(*few, requests=10)
+    yield _held(10, OURS, "httpx", "aiohttp")
+    yield from _growing(OURS, "httpx")
 
 
 GROWING_STREAMS = (1, 10, 100, 1_000, 10_000)
@@ -148,7 +175,7 @@ class Measured:
     """What has been measured, kept in a file."""
 
     def __init__(self, *, full: bool, rounds: int, fresh: bool = False) -> None:
-        self.full, self.rounds = full, rounds
+        self.rounds = rounds
         self.scenarios = {found.name: found for found in scenarios(full=full)}
         self._file = WORK / f"end-to-end-{'full' if full else 'short'}.json"
         self._runs: dict[str, list[Result]] = {}
@@ -157,6 +184,10 @@ class Measured:
             kept = json.loads(self._file.read_text(encoding="utf-8"))
             if kept["fingerprint"] == self._fingerprint:
                 self._runs = kept["runs"]
+
+    def rounds_of(self, scenario: Scenario) -> int:
+        """How often a scenario is run."""
+        return min(self.rounds, scenario.most_rounds or self.rounds)
 
     def runs(self, scenario: str, contender: str, loop: str) -> list[Result]:
         """Return the results so far."""
@@ -217,7 +248,7 @@ class Measured:
             for scenario in self.scenarios.values():
                 if only and scenario.name not in only:
                     continue
-                for number in range(self.rounds):
+                for number in range(self.rounds_of(scenario)):
                     for contender, loop in self.contenders(scenario):
                         if self.has(number, scenario.name, contender, loop):
                             continue
@@ -277,7 +308,7 @@ def _run(server: ReplayServer, scenario: Scenario, contender: str, loop: str) ->
         return {"failed": last[-1][:200]}
     result: Result = json.loads(done.stdout)
     if scenario.kind == "late":
-        result["server"] = server.lateness()
+        result |= {f"server_{name}": figure for name, figure in server.lateness().items()}
     return result
 
 
