@@ -274,7 +274,10 @@ def decoding_rows(found: InMemory) -> Iterator[Row]:
     ):
         spent, allocated = found.per_event(*streams), found.allocated(*streams)
         instructed = found.instructed(*streams)
+        each = [(name, found.per_event(name)) for name in streams]
         told = None if spent is None else f"{spent:,.0f} ns"
+        if told and len(streams) > 1:
+            told = ", ".join(f"{name} {figure:,.0f} ns" for name, figure in each if figure)
         if told and allocated is not None:
             told += f", {allocated:.3f} allocations per token"
         if told and instructed is not None:

@@ -31,6 +31,9 @@ NAMES = {
 
 _PAST = "–"
 
+DISCERNIBLE = 0.1
+"""The share of a request's cost that its tokens have to be, to be told from its variation."""
+
 
 def label(name: str) -> str:
     """Say what a contender is."""
@@ -162,18 +165,22 @@ def _first_row(measured: Measured) -> Row:
 
 def growth_rows(measured: Measured) -> Iterator[Row]:
     """Yield how the cost of a token grows with the number of streams and with their length."""
-    for what, growth in (
-        ("cost per token as streams go 1 → 10,000", growth_over_streams),
-        ("cost per token as a stream grows 10 → 100,000 tokens", growth_over_tokens),
+    for what, growth, every in (
+        ("cost per token as streams go 1 → 10,000", growth_over_streams, GROWING_STREAMS),
+        (
+            "cost per token as a stream grows 10 → 100,000 tokens",
+            growth_over_tokens,
+            GROWING_TOKENS,
+        ),
     ):
         points, floor = growth(measured, OURS), growth_over_streams(measured, FLOOR)
-        if len(points) < len(GROWING_STREAMS):
-            lost = "not measured: runs failed, or were disturbed beyond use"
-            yield target_row(what, "≤ 1.3 ×", lost, met=None)
+        if len(points) < 2:
+            yield target_row(what, "≤ 1.3 ×", None, met=None)
             continue
         most = max(points.values()) / points[min(points)]
         told = f"{most:.2f} ×: " + ", ".join(
-            f"{value:,.0f} ns at {at:,.0f}" for at, value in sorted(points.items())
+            f"{points[at]:,.0f} ns at {at:,}" if at in points else f"not discernible at {at:,}"
+            for at in every
         )
         if growth is growth_over_streams and floor:
             told += f"; the C floor {max(floor.values()) / floor[min(floor)]:.2f} ×"
@@ -192,14 +199,14 @@ def growth_over_streams(measured: Measured, name: str) -> dict[float, float]:
 def growth_over_tokens(measured: Measured, name: str) -> dict[float, float]:
     """Return ns per token by the length of the stream, the cost of a request taken off.
 
-    Where less than nothing is left, which a disturbed run can do, there is no figure.
+    Where what is left is too little of what a request costs, there is no figure.
     """
     found: dict[float, float] = {}
     for tokens in GROWING_TOKENS:
         whole = measured.median(f"grows to {tokens:,} tokens", name)
         bare = measured.median(bare_of(tokens), name)
-        if whole and bare and (cost := (whole * tokens - bare) / (tokens - 1)) > 0:
-            found[float(tokens)] = cost
+        if whole and bare and (of_tokens := whole * tokens - bare) > bare * DISCERNIBLE:
+            found[float(tokens)] = of_tokens / (tokens - 1)
     return found
 
 
