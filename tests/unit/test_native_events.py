@@ -270,3 +270,29 @@ def test_a_loop_closed_on_waiting_tasks_keeps_no_descriptor(
             break
         pause.wait(0.01)
     assert descriptors() <= before
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS)
+def test_a_task_that_nobody_holds_goes_on(engine: ScriptedEngine, loop_factory: Any) -> None:
+    async def main() -> None:
+        made = adapter(engine.url)
+        came: list[int] = []
+        enough = asyncio.Event()
+
+        async def consume() -> None:
+            async with await begun(made) as stream:
+                async for event in stream:
+                    came.append(event.i or 0)
+                    if len(came) == 20:
+                        break
+            enough.set()
+
+        asyncio.create_task(consume())  # noqa: RUF006 - that is what is tested
+        async with asyncio.timeout(WITHIN):
+            while not enough.is_set():
+                gc.collect()
+                await asyncio.sleep(0)
+        await made.aclose()
+
+    with asyncio.Runner(loop_factory=loop_factory, debug=True) as runner:
+        runner.run(main())

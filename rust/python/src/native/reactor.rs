@@ -8,6 +8,7 @@ use std::time::Duration;
 use pyo3::exceptions::{PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
+use pyo3::{PyTraverseError, PyVisit};
 use worker_adapters_core::time::Instant;
 use worker_adapters_net::{Clock, Driver, Reactor, ReactorConfig};
 
@@ -130,6 +131,14 @@ impl PyReactor {
         self.is_closed.store(true, Ordering::Relaxed);
         let thread = self.lock(py).take();
         py.detach(|| drop(thread));
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.rearm)?;
+        if let Some((clock, _)) = &self.clock {
+            visit.call(clock)?;
+        }
+        self.wakes.visit(&visit)
     }
 
     #[getter]

@@ -382,6 +382,7 @@ impl PyNativeStream {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.reactor)?;
         self.waker.visit(&visit)
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+use pyo3::{PyTraverseError, PyVisit};
 use worker_adapters_core::egress::EgressPolicy;
 use worker_adapters_net::origin::{Origin, Scheme};
 use worker_adapters_net::tls::{self, TlsOptions};
@@ -120,6 +121,10 @@ impl PyNativeTarget {
         let waker = StreamWaker::new(&reactor.wakes, unattended);
         let stream = prepared.submit(decoder, bounds).map_err(|_| forked())?;
         Ok(PyNativeStream::new(stream, waker, self.reactor.clone_ref(py)))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.reactor)
     }
 }
 

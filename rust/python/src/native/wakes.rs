@@ -14,6 +14,8 @@ use super::wait::PyNativeWait;
 /// Whoever has been woken and not yet told, for one reactor.
 pub(crate) struct Wakes {
     woken: Mutex<Vec<Arc<StreamWaker>>>,
+    /// Those of every stream, and how many there may be before the gone ones are forgotten.
+    streams: Mutex<(Vec<Weak<StreamWaker>>, usize)>,
     /// Whether whoever turns the reactor will look here anyway.
     is_turning: AtomicBool,
     bell: Bell,
@@ -29,7 +31,12 @@ pub(crate) enum Bell {
 
 impl Wakes {
     pub(crate) fn new(bell: Bell) -> Self {
-        Self { woken: Mutex::default(), is_turning: AtomicBool::new(false), bell }
+        Self {
+            woken: Mutex::default(),
+            streams: Mutex::default(),
+            is_turning: AtomicBool::new(false),
+            bell,
+        }
     }
 
     /// Runs a turn of the reactor, whose wakes are told by the `tell` that follows.
@@ -56,6 +63,30 @@ impl Wakes {
             }
         }
         failure.map_or(Ok(anybody), Err)
+    }
+
+    /// Shows the collector who waits for any of the streams.
+    ///
+    /// A task that waits is kept alive by the loop that will resume it, through the descriptor that
+    /// it watches and the reactor; and not by the stream, which the task itself may be the only one
+    /// to hold.
+    pub(crate) fn visit(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Nobody else runs while the collector does; what is locked is in use.
+        if let Ok(streams) = self.streams.try_lock() {
+            for waker in streams.0.iter().filter_map(Weak::upgrade) {
+                waker.visit_waiting(visit)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&self, waker: &Arc<StreamWaker>) {
+        let (streams, most) = &mut *lock(&self.streams);
+        if streams.len() >= *most {
+            streams.retain(|waker| waker.strong_count() > 0);
+            *most = (streams.len() * 2).max(64);
+        }
+        streams.push(Arc::downgrade(waker));
     }
 
     fn push(&self, waker: Arc<StreamWaker>) {
@@ -94,11 +125,13 @@ pub(crate) struct StreamWaker {
 
 impl StreamWaker {
     pub(crate) fn new(wakes: &Arc<Wakes>, unattended: Py<PyAny>) -> Arc<Self> {
-        Arc::new(Self {
+        let made = Arc::new(Self {
             wakes: Arc::downgrade(wakes),
             waiting: Mutex::default(),
             unattended: Mutex::new(Some(unattended)),
-        })
+        });
+        wakes.add(&made);
+        made
     }
 
     pub(crate) fn waker(self: &Arc<Self>) -> Waker {
@@ -135,17 +168,21 @@ impl StreamWaker {
         (self.take_waiting(), lock(&self.unattended).take())
     }
 
+    /// Shows the collector what is the stream's own.
     pub(crate) fn visit(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // Nobody else runs while the collector does; what is locked is in use.
+        if let Ok(unattended) = self.unattended.try_lock() {
+            visit.call(&*unattended)?;
+        }
+        Ok(())
+    }
+
+    fn visit_waiting(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         if let Ok(waiting) = self.waiting.try_lock() {
             match &*waiting {
                 Some(Waiting::Future(future)) => visit.call(future)?,
                 Some(Waiting::Reader(reader)) => visit.call(reader)?,
                 None => {}
             }
-        }
-        if let Ok(unattended) = self.unattended.try_lock() {
-            visit.call(&*unattended)?;
         }
         Ok(())
     }
