@@ -6,6 +6,7 @@
 mod egress;
 mod errors;
 mod event;
+mod interpreter;
 mod native;
 mod redact;
 mod rules;
@@ -44,6 +45,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::interpreter::claim(module.py())?;
         crate::native::listen_for_forks(module.py())
     }
 
