@@ -379,7 +379,8 @@ class _HttpxStream:
         elif loop.is_running():
             self._end()
         else:
-            loop.call_soon(self._end)
+            with contextlib.suppress(RuntimeError):  # another thread has just closed it
+                loop.call_soon(self._end)
 
     async def aclose(self) -> None:
         if not self._whole:
