@@ -27,17 +27,19 @@ def in_trio() -> bool:
 class Portal:
     """Runs coroutines for other threads, until it is closed or dropped. Thread-safe.
 
+    ``at_end`` makes the last of them, and must not refer to what drops the portal.
+
     Raises RuntimeError for work after it was closed, in a process forked meanwhile, and for work
     that it has not finished when it is closed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_end: Callable[[], Coroutine[Any, Any, object]] | None = None) -> None:
         self._process = os.getpid()
         self._open = threading.Lock()
         self._closed = False
         started: concurrent.futures.Future[_Running] = concurrent.futures.Future()
         self._thread = threading.Thread(
-            target=_serve, args=(started,), name="worker-adapters", daemon=True
+            target=_serve, args=(started, at_end), name="worker-adapters", daemon=True
         )
         self._thread.start()
         self._running = started.result()
@@ -162,11 +164,16 @@ _Running = tuple[asyncio.AbstractEventLoop, asyncio.Event]
 """The loop of a portal, and what ends it."""
 
 
-def _serve(started: "concurrent.futures.Future[_Running]") -> None:
+def _serve(
+    started: "concurrent.futures.Future[_Running]",
+    at_end: Callable[[], Coroutine[Any, Any, object]] | None,
+) -> None:
     async def until_stopped() -> None:
         stopped = asyncio.Event()
         started.set_result((asyncio.get_running_loop(), stopped))
         await stopped.wait()
+        if at_end is not None:
+            await at_end()
 
     asyncio.run(until_stopped())
 

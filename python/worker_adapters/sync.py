@@ -49,7 +49,7 @@ class SyncWorkerAdapter:
 
     def __init__(self, adapter: WorkerAdapter) -> None:
         self._adapter = adapter
-        self._portal = Portal()
+        self._portal = Portal(adapter.aclose)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._adapter!r})"

@@ -182,10 +182,13 @@ async def _closed_with_the_loop(
     finally:
         for stream in list(streams):
             stream.abort()
-        if tasks:
-            await asyncio.wait(set(tasks), timeout=1.0)
-        if client is not None:
-            await client.aclose()
+        try:
+            if tasks:
+                await asyncio.wait(set(tasks), timeout=1.0)
+        finally:
+            # Also when the loop ends meanwhile, and cancels this.
+            if client is not None:
+                await client.aclose()
 
 
 def _client(
