@@ -1,0 +1,260 @@
+"""What a fault comes out as, and what holds under each of them.
+
+A test has a task done by `ask` and says by `failed` what it must come to. `ask` checks what holds
+for every row: the law of events, that nothing told shows a key, a prompt or a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import traceback
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tests.unit.tasks import PROMPT
+from tests.unit.tasks import adapter as plain_adapter
+from tests.unit.wire import STREAM_HEAD, eventually, final, frame
+from worker_adapters import TokenEvent, WorkerError, WorkerIdentity
+from worker_adapters.testing.wire import LAST_CHUNK
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from worker_adapters import TaskRequest, TokenStream
+    from worker_adapters.engines import LlamaCppAdapter
+
+__all__ = [
+    "ANSWER",
+    "KEY",
+    "LOG",
+    "SAID",
+    "TOKENS",
+    "Outcome",
+    "adapter",
+    "ask",
+    "failed",
+    "finished",
+    "read",
+    "released",
+    "sockets_to",
+    "until_sockets",
+]
+
+KEY: Final = "canary-key-0123456789"
+SAID: Final = ("Quixotania", " is", " näher", " 🙂 than", " Zephyrina", " said")
+"""What the engine says, a token each."""
+TOKENS: Final = b"".join(frame(text, count) for count, text in enumerate(SAID, 1))
+ANSWER: Final = STREAM_HEAD + TOKENS + final(len(SAID)) + LAST_CHUNK
+"""A whole response that says it and ends."""
+_CANARIES: Final = (KEY, PROMPT, "Quixotania", "Zephyrina")
+_EVENTS = {"started", "token", "metrics", "end", "error"}
+
+
+class EventLog:
+    """Kinds, counts, times and the fields of errors; never text."""
+
+    def __init__(self) -> None:
+        self._lines: list[tuple[float, str]] = []
+
+    def clear(self) -> None:
+        self._lines.clear()
+
+    def note(self, what: str) -> None:
+        try:
+            now = asyncio.get_running_loop().time()
+        except RuntimeError:
+            now = float("nan")
+        self._lines.append((now, what))
+
+    def note_error(self, how: str, error: BaseException) -> None:
+        if isinstance(error, WorkerError):
+            told = {name: value for name, value in error.fields().items() if name != "message"}
+            self.note(f"{how}: {json.dumps(told)}")
+        else:
+            self.note(f"{how}: {type(error).__name__}")
+
+    def text(self) -> str:
+        shown = []
+        for what, same in groupby(self._lines, key=lambda line: line[1]):
+            times = [time for time, _ in same]
+            span = f"{times[0]:.4f}" if len(times) == 1 else f"{times[0]:.4f} to {times[-1]:.4f}"
+            shown.append(f"{span} s: {what}" + (f" x {len(times)}" if len(times) > 1 else ""))
+        return "\n".join(shown) or "nothing was asked"
+
+
+LOG: Final = EventLog()
+"""Of the test that runs."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one task."""
+
+    events: list[TokenEvent] = field(default_factory=list)
+    error: WorkerError | None = None
+    is_raised: bool = False
+    """Whether the error came out of `submit`, and not as the last event."""
+    seconds: float = 0.0
+    """From `submit` to the last event, on the loop's clock."""
+
+    @property
+    def kinds(self) -> list[str]:
+        return [event.kind for event in self.events]
+
+    @property
+    def tokens(self) -> list[str]:
+        return [event.data["t"] for event in self.events if event.kind == "token"]
+
+
+def adapter(url: str, **options: Any) -> LlamaCppAdapter:
+    """Return an adapter that knows its engine, so that the first thing it sends is the task."""
+    made = plain_adapter(url, **{"api_key": KEY, **options})
+    made._identity = WorkerIdentity(engine_version="b1", ctx_max=1024)
+    return made
+
+
+async def ask(made: LlamaCppAdapter, task: TaskRequest, **options: Any) -> Outcome:
+    """Have ``task`` done and return what became of it, after checking what always holds."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    LOG.note("submit")
+    try:
+        stream = await made.submit(task, **options)
+    except WorkerError as error:
+        LOG.note_error("raised", error)
+        outcome = Outcome(error=error, is_raised=True)
+        _check_discreet(error)
+        # Its frames would keep everything alive that `released` wants to see gone.
+        error.__traceback__ = error.__context__ = None
+    else:
+        outcome = await read(stream)
+    outcome.seconds = loop.time() - began
+    return outcome
+
+
+async def read(stream: TokenStream) -> Outcome:
+    """Read a stream to its end and return what came, after checking what always holds."""
+    outcome = Outcome()
+    async for event in stream:
+        LOG.note(event.kind)
+        outcome.events.append(event)
+    check_law(outcome.events)
+    if outcome.events[-1].kind == "error":
+        error = outcome.events[-1].error
+        assert isinstance(error, WorkerError)
+        LOG.note_error("ended", error)
+        _check_discreet(error)
+        outcome.error = error
+    return outcome
+
+
+def check_law(events: Sequence[TokenEvent]) -> None:
+    """Assert `started? → token* → (end | error)`, with tokens counted from 0 without a gap."""
+    kinds = [event.kind for event in events if event.kind != "metrics"]
+    assert kinds, "a stream without an event"
+    assert set(kinds) <= _EVENTS
+    assert kinds[-1] in {"end", "error"}, kinds[-1]
+    body = kinds[:-1]
+    if body:
+        assert body[0] == "started", body[0]
+        assert set(body[1:]) <= {"token"}, set(body[1:])
+    told = [event.data["i"] for event in events if event.kind == "token"]
+    assert told == list(range(len(told)))
+
+
+def _check_discreet(error: WorkerError) -> None:
+    """Assert that nobody who reads of ``error`` reads a key, a prompt or a token."""
+    shown = [str(error), repr(error), json.dumps(error.fields(), ensure_ascii=False)]
+    shown += traceback.format_exception(error)
+    for text in shown:
+        for canary in _CANARIES:
+            assert canary not in text, f"{canary} shows"
+
+
+def failed(
+    outcome: Outcome,
+    cls: type[WorkerError],
+    detail: str,
+    *,
+    phase: str,
+    processed: str,
+    retriable: bool,
+    raised: bool | None = None,
+    tokens: int = 0,
+    said: Sequence[str] = SAID,
+    **more: Any,
+) -> WorkerError:
+    """Assert how it failed and what had come by then; return the error.
+
+    ``raised`` is whether out of `submit`: unless told, where nothing had come and the phase is not
+    the stream's. ``more`` are further fields of the error.
+    """
+    error = outcome.error
+    assert error is not None, f"no error: {outcome.kinds}"
+    assert (type(error), error.detail) == (cls, detail), error
+    wanted = {
+        "phase": phase,
+        "processed": processed,
+        "retriable": retriable,
+        "tokens_emitted": tokens,
+        "engine": "llamacpp",
+        **more,
+    }
+    assert {name: getattr(error, name) for name in wanted} == wanted
+    if raised is None:
+        raised = phase not in {"first_token", "stream"}
+    assert outcome.is_raised is raised
+    assert outcome.tokens == list(said[:tokens])
+    return error
+
+
+def finished(outcome: Outcome, said: Sequence[str] = SAID) -> None:
+    """Assert that it came to its end and that what was said came whole."""
+    assert outcome.error is None, outcome.error
+    assert (outcome.kinds[0], outcome.kinds[-1]) == ("started", "end")
+    assert outcome.tokens == list(said)
+
+
+def sockets_to(url: str) -> int:
+    """Return how many sockets of this process are connected, or about to be, to ``url``'s port."""
+    port = int(url.rsplit(":", 1)[1].split("/", maxsplit=1)[0])
+    own = {_target(entry) for entry in Path("/proc/self/fd").iterdir()}
+    count = 0
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/self/net", table).read_text("ascii").splitlines()[1:]:
+            columns = line.split()
+            remote = int(columns[2].rsplit(":", 1)[1], 16)
+            count += remote == port and f"socket:[{columns[9]}]" in own
+    return count
+
+
+def _target(entry: Path) -> str:
+    with contextlib.suppress(OSError):
+        return str(entry.readlink())
+    return ""  # closed meanwhile
+
+
+async def until_sockets(url: str, count: int) -> None:
+    """Wait until so many sockets to ``url`` are left: 0 where an error closes, 1 where it rests."""
+    await eventually(lambda: sockets_to(url) == count, f"{count} sockets to the engine")
+
+
+@contextlib.asynccontextmanager
+async def released() -> AsyncIterator[None]:
+    """Assert that what is done inside leaves neither a descriptor nor a task behind."""
+    gc.collect()
+    tasks = len(asyncio.all_tasks())
+    descriptors = _descriptors()
+    yield
+    await eventually(lambda: len(asyncio.all_tasks()) <= tasks, "all tasks are done")
+    gc.collect()
+    await eventually(lambda: _descriptors() <= descriptors, "all descriptors are closed")
+
+
+def _descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
