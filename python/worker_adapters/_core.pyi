@@ -104,7 +104,7 @@ class TokenEvent:
     def tokens_in(self) -> int | None: ...
     @property
     def cached_tokens_in(self) -> int | None:
-        """``end``: those of ``tokens_in`` that the engine took from its cache."""
+        """``metrics``, ``end``: those of ``tokens_in`` that the engine took from its cache."""
     @property
     def tokens_out(self) -> int | None: ...
     @property
@@ -372,6 +372,9 @@ class StreamDecoder:
     def dropped_choices(self) -> int:
         """Frames of a choice other than the first, dropped: one stream has one answer."""
     @property
+    def metrics_dropped(self) -> int:
+        """``metrics`` events that gave way to a later one before anybody had taken them."""
+    @property
     def utf8_replaced(self) -> int:
         """Malformed UTF-8 sequences of the body that became U+FFFD."""
 
@@ -509,6 +512,8 @@ class NativeStream:
         """The terminal event, once it exists."""
     @property
     def tokens_emitted(self) -> int: ...
+    @property
+    def metrics_dropped(self) -> int: ...
 
 @final
 class NativeEvents:

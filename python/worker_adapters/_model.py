@@ -1,6 +1,6 @@
 """What every model of the contract has in common."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import (
     AfterValidator,
@@ -15,7 +15,10 @@ from pydantic import (
 Int32 = Annotated[int, Field(strict=True, ge=-(2**31), lt=2**31)]
 Int64 = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Count32 = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+MAX_NAME_CHARS: Final = 256
+"""How long a name, a line or a header's value may be."""
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARS)]
 
 
 def _header_safe(value: str) -> str:
@@ -44,9 +47,11 @@ def _encodable(value: str) -> str:
 Text = Annotated[str, AfterValidator(_encodable)]
 
 HeaderText = Annotated[
-    str, StringConstraints(min_length=1, max_length=256), AfterValidator(_header_safe)
+    str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARS), AfterValidator(_header_safe)
 ]
-LineText = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(one_line)]
+LineText = Annotated[
+    str, StringConstraints(min_length=1, max_length=MAX_NAME_CHARS), AfterValidator(one_line)
+]
 
 
 class Contract(BaseModel):

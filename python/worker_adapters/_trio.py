@@ -112,6 +112,11 @@ class TrioStream(TokenStream):
         """How many tokens the events so far stand for."""
         return self._inner.tokens_emitted
 
+    @property
+    def metrics_dropped(self) -> int:
+        """How many ``metrics`` events gave way to a later one before anybody had taken them."""
+        return self._inner.metrics_dropped
+
     # The stream inside has what these are for.
 
     @property

@@ -65,6 +65,9 @@ CONTRACT_ENGINES: Final = ("llamacpp", "vllm", "tgi", "triton")
 EXTENSION_ENGINES: Final = ("openai", "sglang")
 """Engines this project adds; a task may name one only where `Extensions` says so."""
 
+MAX_MODEL_REF_CHARS: Final = 4096
+"""How long a model reference may be."""
+
 # One row per scheme: what follows it, and how to say so when it does not.
 _MODEL_REFS: Final[Mapping[str, tuple[re.Pattern[str], str]]] = {
     "hf": (re.compile(r"[^/\s]+(/[^/\s]+)+"), "hf:org/repo or hf:org/repo/path/file.gguf"),
@@ -129,7 +132,9 @@ class TaskRequest(Contract):
     session_id: UUID
     workload: Workload
     model_ref: Annotated[
-        str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_model_ref)
+        str,
+        StringConstraints(min_length=1, max_length=MAX_MODEL_REF_CHARS),
+        AfterValidator(_model_ref),
     ]
     """Which model: ``hf:``, ``file:/``, ``https://``, ``s3://``, ``oci://`` or a relative path."""
     engine: str

@@ -31,7 +31,7 @@ MAX_WAIT_SECONDS: Final = 10.0
 
 
 class TokenStream(ABC):
-    """The events of one task: ``started``, any ``token``, then one ``end`` or ``error``.
+    """The events of one task: ``started``, any ``token`` and ``metrics``, one ``end`` or ``error``.
 
     Iterate over it, over `batches` or `sse`, or `collect` it; the terminal event is delivered like
     any other and iteration stops after it. Use it as an async context manager, or close it:
@@ -96,6 +96,11 @@ class TokenStream(ABC):
     @abstractmethod
     def tokens_emitted(self) -> int:
         """How many tokens the events so far stand for."""
+
+    @property
+    @abstractmethod
+    def metrics_dropped(self) -> int:
+        """How many ``metrics`` events gave way to a later one before anybody had taken them."""
 
     @property
     @abstractmethod

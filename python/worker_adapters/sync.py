@@ -163,6 +163,11 @@ class SyncTokenStream:
         """How many tokens the events so far stand for."""
         return self._stream.tokens_emitted
 
+    @property
+    def metrics_dropped(self) -> int:
+        """How many ``metrics`` events gave way to a later one before anybody had taken them."""
+        return self._stream.metrics_dropped
+
     def __iter__(self) -> Self:
         return self
 

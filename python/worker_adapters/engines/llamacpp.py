@@ -99,7 +99,10 @@ _PROCESSING: Final = re.compile(rb"^llamacpp:requests_processing ([0-9.e+]+)$", 
 
 
 class LlamaCppAdapter(HttpAdapter):
-    """A llama.cpp server. Arguments as `HttpAdapter` has them.
+    """A llama.cpp server. Arguments as `HttpAdapter` has them, and one more.
+
+    With ``stream_metrics`` the server is asked to report how its work goes, and streams of prompts
+    have ``metrics`` events: while it reads the prompt, and with every token.
 
     The server has no route to cancel a task: closing its connection is what frees the slot, within
     milliseconds while it generates, after the current batch while it reads the prompt.
@@ -136,6 +139,10 @@ class LlamaCppAdapter(HttpAdapter):
     cancel_in_prefill = "yes"
     # Alone on its replica a strict task repeats to the byte; beside others its batches differ.
     determinism = "best_effort"
+
+    def __init__(self, base_url: str, *, stream_metrics: bool = False, **options: Any) -> None:
+        super().__init__(base_url, **options)
+        self._stream_metrics = stream_metrics
 
     async def props(self, *, timeouts: Timeouts | None = None) -> WorkerProps:
         """Ask for the slots: ``/slots``, else ``/props`` with ``/metrics`` for the free ones.
@@ -215,6 +222,10 @@ class LlamaCppAdapter(HttpAdapter):
     def _dialect(self, dispatch: Dispatch) -> str:
         return "llamacpp" if dispatch.extensions.messages is None else "openai"
 
+    def _dialect_options(self, dispatch: Dispatch) -> Mapping[str, str]:
+        is_told = self._stream_metrics and dispatch.extensions.messages is None
+        return {"metrics": "true"} if is_told else {}
+
     def _completion(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:
         task, extensions = dispatch.task, dispatch.extensions
         payload: dict[str, Any] = {
@@ -237,6 +248,8 @@ class LlamaCppAdapter(HttpAdapter):
         payload["prompt"] = task.prompt
         if extensions.logprobs is not None:
             payload["n_probs"] = _alternatives(extensions.logprobs)
+        if self._stream_metrics:
+            payload |= {"return_progress": True, "timings_per_token": True}
         return "/completion", payload
 
     def _unary_request(self, dispatch: Dispatch) -> tuple[str, Mapping[str, Any]]:

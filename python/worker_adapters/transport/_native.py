@@ -316,6 +316,11 @@ class _NativeTokenStream(TokenStream):
         return self._native.tokens_emitted
 
     @property
+    def metrics_dropped(self) -> int:
+        """How many ``metrics`` events gave way to a later one before anybody had taken them."""
+        return self._native.metrics_dropped
+
+    @property
     def _phase(self) -> str:
         return self._native.phase
 

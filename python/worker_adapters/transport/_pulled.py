@@ -87,6 +87,11 @@ class PulledStream(TokenStream):
         return self._decoder.tokens_emitted
 
     @property
+    def metrics_dropped(self) -> int:
+        """How many ``metrics`` events gave way to a later one before anybody had taken them."""
+        return self._decoder.metrics_dropped
+
+    @property
     def _phase(self) -> str:
         return self._decoder.phase
 

@@ -63,7 +63,7 @@ words! {
     }
 }
 
-/// One event of a stream: `started → token* → end | error`.
+/// One event of a stream: `started → token* → end | error`, with `metrics` anywhere in between.
 ///
 /// `Debug` shows no text.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +73,8 @@ pub enum TokenEvent {
     Started(Box<Started>),
     /// A text delta.
     Token(Token),
+    /// How the engine's work goes. One that nobody has taken gives way to the next.
+    Metrics(Box<Metrics>),
     /// The stream is complete. Terminal.
     End(Box<End>),
     /// The stream failed. Terminal.
@@ -175,6 +177,28 @@ impl fmt::Debug for Token {
     }
 }
 
+/// How an engine's work on a stream goes, as far as it tells. Absent fields are unknown.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Metrics {
+    /// Tokens of the prompt, those the engine took from its cache included.
+    pub tokens_in: Option<u64>,
+    /// Those of `tokens_in` that the engine took from its cache.
+    pub cached_tokens_in: Option<u64>,
+    /// Those of `tokens_in` that the engine has read so far, cached ones included.
+    pub tokens_in_read: Option<u64>,
+    /// How much of the prompt the engine took from its cache, from 0 to 1.
+    pub kv_warmth: Option<f64>,
+    /// How long the engine has read the prompt, in milliseconds.
+    pub prefill_ms: Option<u64>,
+    /// Tokens generated so far.
+    pub tokens_out: Option<u64>,
+    /// How long the engine has generated, in milliseconds.
+    pub latency_decode_ms: Option<u64>,
+    /// From dispatch to the first token, in milliseconds.
+    pub latency_first_token_ms: Option<u64>,
+}
+
 /// How a stream ended.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
@@ -228,6 +252,8 @@ pub enum Value<'a> {
     UInt(u64),
     /// A number with sign.
     Int(i64),
+    /// A number with a fraction.
+    Float(f64),
     /// A text.
     Str(&'a str),
     /// Vectors.
@@ -248,6 +274,7 @@ impl fmt::Debug for Value<'_> {
             Self::Bool(value) => f.debug_tuple("Bool").field(value).finish(),
             Self::UInt(value) => f.debug_tuple("UInt").field(value).finish(),
             Self::Int(value) => f.debug_tuple("Int").field(value).finish(),
+            Self::Float(value) => f.debug_tuple("Float").field(value).finish(),
             Self::Str(text) => write!(f, "Str({} bytes)", text.len()),
             Self::Embeddings(rows) => write!(f, "Embeddings({})", rows.len()),
             Self::Scores(scores) => f.debug_tuple("Scores").field(scores).finish(),
@@ -269,6 +296,12 @@ impl From<u64> for Value<'_> {
     }
 }
 
+impl From<f64> for Value<'_> {
+    fn from(value: f64) -> Self {
+        Self::Float(value)
+    }
+}
+
 impl From<i64> for Value<'_> {
     fn from(value: i64) -> Self {
         Self::Int(value)
@@ -276,12 +309,13 @@ impl From<i64> for Value<'_> {
 }
 
 impl TokenEvent {
-    /// The kind of event: `started`, `token`, `end` or `error`.
+    /// The kind of event: `started`, `token`, `metrics`, `end` or `error`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Started(_) => "started",
             Self::Token(_) => "token",
+            Self::Metrics(_) => "metrics",
             Self::End(_) => "end",
             Self::Error(_) => "error",
         }
@@ -298,6 +332,7 @@ impl TokenEvent {
         match self {
             Self::Started(started) => started.fields(field),
             Self::Token(token) => token.fields(field),
+            Self::Metrics(metrics) => metrics.fields(field),
             Self::End(end) => end.fields(field),
             Self::Error(error) => error_fields(error, field),
         }
@@ -384,6 +419,19 @@ impl Token {
     }
 }
 
+impl Metrics {
+    fn fields<'e>(&'e self, field: &mut dyn FnMut(&'static str, Value<'e>)) {
+        optional(field, "tokens_in", self.tokens_in);
+        optional(field, "cached_tokens_in", self.cached_tokens_in);
+        optional(field, "tokens_in_read", self.tokens_in_read);
+        optional(field, "kv_warmth", self.kv_warmth);
+        optional(field, "prefill_ms", self.prefill_ms);
+        optional(field, "tokens_out", self.tokens_out);
+        optional(field, "latency_decode_ms", self.latency_decode_ms);
+        optional(field, "latency_first_token_ms", self.latency_first_token_ms);
+    }
+}
+
 impl End {
     fn fields<'e>(&'e self, field: &mut dyn FnMut(&'static str, Value<'e>)) {
         field("tokens_out", Value::UInt(self.tokens_out));
@@ -430,6 +478,7 @@ fn write_value(value: Value<'_>, out: &mut Vec<u8>) {
         Value::Bool(false) => out.extend_from_slice(b"false"),
         Value::UInt(number) => write_display(number, out),
         Value::Int(number) => write_display(number, out),
+        Value::Float(number) => write_float(number, out),
         Value::Str(text) => write_string(text, out),
         Value::Embeddings(vectors) => write_list(vectors, out, |vector, out| {
             write_list(vector, out, |number, out| write_float(*number, out));

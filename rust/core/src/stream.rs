@@ -8,6 +8,8 @@
 //! dispatched → started → token* → end | error
 //! ```
 //!
+//! `metrics` events may stand anywhere between `started` and the terminal event.
+//!
 //! Exactly one terminal event; a body that ends without the engine's own finish signal is an error,
 //! never an `end`; nothing follows the terminal event.
 
@@ -20,7 +22,7 @@ use crate::dialects::{Dialect, FrameParser};
 use crate::engine_error::{ERROR_BODY_BYTES, EngineError};
 use crate::error::{Detail, Phase, Processed, WorkerError};
 use crate::event::{
-    Channel, End, FinishReason, Logprob, Score, Started, Token, TokenDetail, TokenEvent,
+    Channel, End, FinishReason, Logprob, Metrics, Score, Started, Token, TokenDetail, TokenEvent,
     UsageSource,
 };
 use crate::http::{ResponseHead, retry_after_ms};
@@ -82,7 +84,8 @@ pub enum Count {
 /// Decodes one response into [`TokenEvent`]s.
 ///
 /// Events are appended to a vector of the caller's, which it empties and reuses. In steady state
-/// nothing is allocated per token.
+/// nothing is allocated per token. Of the `metrics` events in it only the last is kept: however
+/// slow the reader, there is one at most beside the tokens, none of which is ever dropped.
 ///
 /// ```
 /// use worker_adapters_core::dialects::Dialect;
@@ -333,6 +336,12 @@ impl<P: FrameParser> StreamDecoder<P> {
         self.law.dropped_choices
     }
 
+    /// `metrics` events that gave way to a later one before anybody had taken them.
+    #[must_use]
+    pub fn metrics_dropped(&self) -> u64 {
+        self.law.metrics_dropped
+    }
+
     /// Malformed UTF-8 sequences of the body that became U+FFFD.
     #[must_use]
     pub fn utf8_replaced(&self) -> u64 {
@@ -452,6 +461,20 @@ impl FrameSink<'_> {
         law.tokens_emitted += pending;
     }
 
+    /// How the engine's work goes. Told after the text of its frame.
+    pub fn metrics(&mut self, mut metrics: Metrics) {
+        if !self.law.is_started() {
+            return;
+        }
+        metrics.latency_first_token_ms = self.law.clocks.latency_first_token_ms();
+        let is_metrics = |event: &TokenEvent| matches!(event, TokenEvent::Metrics(_));
+        if let Some(at) = self.out.iter().rposition(is_metrics) {
+            self.out.remove(at);
+            self.law.metrics_dropped += 1;
+        }
+        self.out.push(TokenEvent::Metrics(Box::new(metrics)));
+    }
+
     /// The engine's count of the prompt's tokens.
     pub fn tokens_in(&mut self, tokens: u64) {
         self.law.tokens_in = Some(tokens);
@@ -547,6 +570,7 @@ struct Law {
     stop_reason: Option<Box<str>>,
     dropped_after_end: u64,
     dropped_choices: u64,
+    metrics_dropped: u64,
 }
 
 impl Law {
@@ -569,6 +593,7 @@ impl Law {
             stop_reason: None,
             dropped_after_end: 0,
             dropped_choices: 0,
+            metrics_dropped: 0,
         }
     }
 

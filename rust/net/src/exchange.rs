@@ -6,6 +6,7 @@ mod http2;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+pub use worker_adapters_core::engine_error::ERROR_BODY_BYTES;
 use worker_adapters_core::error::{Detail, Phase, Processed};
 use worker_adapters_core::event::TokenEvent;
 use worker_adapters_core::http::ResponseHead;
@@ -21,9 +22,6 @@ pub const QUEUE_EVENTS: usize = 256;
 
 /// How much of the body those events may have come from, where they are fewer.
 pub const QUEUE_BYTES: usize = 32 << 10;
-
-/// How much of an error answer's body is read.
-pub const ERROR_BODY_BYTES: usize = 8 << 10;
 
 /// How long the body of an error answer may take once its head is there.
 pub const ERROR_BODY_TIME: Duration = Duration::from_secs(2);

@@ -93,6 +93,10 @@ impl Guard {
         self.ask(0, Sink::tokens_emitted)
     }
 
+    pub(crate) fn metrics_dropped(&self) -> u64 {
+        self.ask(0, Sink::metrics_dropped)
+    }
+
     /// A connection on which something went wrong here is not used again.
     pub(crate) fn has_surplus(&self) -> bool {
         self.ask(true, Sink::has_surplus)

@@ -41,6 +41,9 @@ pub use reactor::{Driver, Reactor, ReactorConfig};
 pub use sink::{Sink, Standing};
 pub use state::{READ_BYTES, Stats};
 pub use stream::EventStream;
-pub use target::{Bounds, Prepared, Request, SubmitError, Target, TargetConfig, Vet};
+pub use target::{
+    Bounds, MAX_EXCHANGES, MAX_HTTP2_CONNECTIONS, MAX_IDLE, MAX_WAITING, Prepared, Request,
+    SubmitError, Target, TargetConfig, Vet,
+};
 pub use tasks::Tasks;
 pub use unary::{ANSWER_BYTES, Call};

@@ -60,6 +60,10 @@ pub trait Sink: Send {
     fn is_terminal(&self) -> bool;
     /// How many tokens the events so far stand for.
     fn tokens_emitted(&self) -> u64;
+    /// How many `metrics` events gave way to a later one before anybody had taken them.
+    fn metrics_dropped(&self) -> u64 {
+        0
+    }
     /// Whether something came after the terminal event that did not belong there.
     fn has_surplus(&self) -> bool;
 
@@ -138,6 +142,10 @@ impl<P: FrameParser + Send> Sink for StreamDecoder<P> {
 
     fn tokens_emitted(&self) -> u64 {
         self.tokens_emitted()
+    }
+
+    fn metrics_dropped(&self) -> u64 {
+        self.metrics_dropped()
     }
 
     fn has_surplus(&self) -> bool {

@@ -136,6 +136,12 @@ impl EventStream {
         self.with(|exchange| exchange.map_or(0, |exchange| exchange.sink().tokens_emitted()))
     }
 
+    /// How many `metrics` events gave way to a later one before anybody had taken them.
+    #[must_use]
+    pub fn metrics_dropped(&self) -> u64 {
+        self.with(|exchange| exchange.map_or(0, |exchange| exchange.sink().metrics_dropped()))
+    }
+
     fn with<T>(&self, look: impl FnOnce(Option<&mut Exchange>) -> T) -> T {
         self.target.shared().read(self.key, look)
     }

@@ -18,6 +18,18 @@ use crate::reactor::{Reactor, Shared};
 use crate::sink::Sink;
 use crate::stream::EventStream;
 
+/// [`TargetConfig::max_exchanges`].
+pub const MAX_EXCHANGES: usize = 1024;
+
+/// [`TargetConfig::max_http2_connections`].
+pub const MAX_HTTP2_CONNECTIONS: usize = 8;
+
+/// [`TargetConfig::max_waiting`].
+pub const MAX_WAITING: usize = 1024;
+
+/// [`TargetConfig::max_idle`].
+pub const MAX_IDLE: usize = 64;
+
 /// What the reactor needs to know of an engine's address.
 #[derive(Clone)]
 #[non_exhaustive]
@@ -59,11 +71,11 @@ impl TargetConfig {
             vet: None,
             tcp: TcpOptions::default(),
             http: Limits::default(),
-            max_exchanges: 1024,
-            max_http2_connections: 8,
-            max_waiting: 1024,
+            max_exchanges: MAX_EXCHANGES,
+            max_http2_connections: MAX_HTTP2_CONNECTIONS,
+            max_waiting: MAX_WAITING,
             queue_timeout: Duration::from_secs(5),
-            max_idle: 64,
+            max_idle: MAX_IDLE,
             idle_timeout: Duration::from_secs(4),
         }
     }

@@ -6,7 +6,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 use worker_adapters_core::event::{
-    End, FinishReason, Logprob, Score, Started, Token, TokenEvent, UsageSource, Value,
+    End, FinishReason, Logprob, Metrics, Score, Started, Token, TokenEvent, UsageSource, Value,
 };
 
 use crate::errors::to_python;
@@ -33,6 +33,10 @@ impl PyTokenEvent {
         if let TokenEvent::Started(started) = &self.0 { Some(started) } else { None }
     }
 
+    fn metrics(&self) -> Option<&Metrics> {
+        if let TokenEvent::Metrics(metrics) = &self.0 { Some(metrics) } else { None }
+    }
+
     fn end(&self) -> Option<&End> {
         if let TokenEvent::End(end) = &self.0 { Some(end) } else { None }
     }
@@ -50,6 +54,7 @@ impl PyTokenEvent {
         match &self.0 {
             TokenEvent::Started(_) => intern!(py, "started"),
             TokenEvent::Token(_) => intern!(py, "token"),
+            TokenEvent::Metrics(_) => intern!(py, "metrics"),
             TokenEvent::End(_) => intern!(py, "end"),
             _ => intern!(py, "error"),
         }
@@ -107,7 +112,8 @@ impl PyTokenEvent {
 
     #[getter]
     fn cached_tokens_in(&self) -> Option<u64> {
-        self.end()?.cached_tokens_in
+        self.metrics()
+            .map_or_else(|| self.end()?.cached_tokens_in, |metrics| metrics.cached_tokens_in)
     }
 
     #[getter]
@@ -119,6 +125,7 @@ impl PyTokenEvent {
     fn tokens_in(&self) -> Option<u64> {
         match &self.0 {
             TokenEvent::Started(started) => started.tokens_in,
+            TokenEvent::Metrics(metrics) => metrics.tokens_in,
             TokenEvent::End(end) => end.tokens_in,
             _ => None,
         }
@@ -126,7 +133,11 @@ impl PyTokenEvent {
 
     #[getter]
     fn tokens_out(&self) -> Option<u64> {
-        self.end().map(|end| end.tokens_out)
+        match &self.0 {
+            TokenEvent::Metrics(metrics) => metrics.tokens_out,
+            TokenEvent::End(end) => Some(end.tokens_out),
+            _ => None,
+        }
     }
 
     #[getter]
@@ -136,7 +147,11 @@ impl PyTokenEvent {
 
     #[getter]
     fn latency_first_token_ms(&self) -> Option<u64> {
-        self.end()?.latency_first_token_ms
+        match &self.0 {
+            TokenEvent::Metrics(metrics) => metrics.latency_first_token_ms,
+            TokenEvent::End(end) => end.latency_first_token_ms,
+            _ => None,
+        }
     }
 
     #[getter]
@@ -273,6 +288,7 @@ fn set_item(data: &Bound<'_, PyDict>, name: &'static str, value: Value<'_>) -> P
         Value::Bool(value) => data.set_item(name, value),
         Value::UInt(value) => data.set_item(name, value),
         Value::Int(value) => data.set_item(name, value),
+        Value::Float(value) => data.set_item(name, value),
         Value::Str(value) => data.set_item(name, value),
         Value::Embeddings(vectors) => {
             let vectors = vectors.iter().map(|vector| PyList::new(py, vector));

@@ -292,6 +292,11 @@ impl PyStreamDecoder {
     }
 
     #[getter]
+    fn metrics_dropped(&self, py: Python<'_>) -> PyResult<u64> {
+        self.look(py, |decoder| decoder.metrics_dropped())
+    }
+
+    #[getter]
     fn utf8_replaced(&self, py: Python<'_>) -> PyResult<u64> {
         self.look(py, |decoder| decoder.utf8_replaced())
     }

@@ -74,6 +74,7 @@ pub async fn collect(mut stream: TokenStream) -> Result<Collected, WorkerError> 
                     Channel::Reasoning => collected.reasoning.push_str(&token.t),
                     Channel::Tool => {}
                 },
+                TokenEvent::Metrics(_) => {}
                 TokenEvent::End(end) => return Ok(collected.ended(*end)),
                 TokenEvent::Error(error) => return Err(*error),
             }

@@ -6,17 +6,20 @@
 //!   not send `tokens_predicted` are counted by frames with text.
 //! * The last frame has `stop: true`, `stop_type`, and echoes the whole prompt. There is no
 //!   `[DONE]`.
-//! * `prompt_progress` frames carry no token, whatever their `tokens` says.
+//! * `prompt_progress` frames carry no token, whatever their `tokens` says. They come where the
+//!   request says `return_progress`; `timings` in every frame, where it says `timings_per_token`.
+//!   Both are `metrics` events for whoever wants them.
 //! * With several prompts or `n_cmpl` the streams of one body are told apart by `index`. A stream
 //!   here has one answer: frames of another index are dropped and counted.
 //! * `tokens_evaluated` counts all tokens of the prompt, those from the cache included.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use super::options::{DialectError, Pairs, Wanted};
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
-use crate::event::{Channel, FinishReason, Logprob};
+use crate::event::{Channel, FinishReason, Logprob, Metrics};
 use crate::json::{JsonError, Kind, RawStr, Reader};
 use crate::sse::SseEvent;
 use crate::stream::{Count, FrameSink};
@@ -42,7 +45,8 @@ struct Frame<'a> {
     is_progress: bool,
     is_error: bool,
     stopping_word: Option<RawStr<'a>>,
-    cached: Option<u64>,
+    timings: Timings,
+    progress: Option<Metrics>,
     ids: Vec<u64>,
     logprobs: Vec<Logprob>,
     holes: [Option<Range<usize>>; 3],
@@ -71,7 +75,11 @@ impl<'a> Frame<'a> {
                 "tokens_evaluated" => frame.tokens_evaluated = reader.u64_or_null()?,
                 "stop_type" => frame.stop_type = super::finish_word(reader)?,
                 "stopping_word" => frame.stopping_word = reader.string_or_null()?,
-                "timings" => frame.cached = read_cached(reader)?,
+                "timings" => frame.timings = Timings::read(reader)?,
+                "prompt_progress" if wanted.metrics => {
+                    frame.progress = read_progress(reader)?;
+                    frame.is_progress = frame.progress.is_some();
+                }
                 "prompt_progress" => frame.is_progress = reader.skip_some()?,
                 "error" => frame.is_error = reader.skip_some()?,
                 _ => reader.skip()?,
@@ -151,7 +159,7 @@ impl FrameParser for LlamaCpp {
             if let Some(tokens) = frame.tokens_predicted {
                 sink.tokens_out(tokens);
             }
-            if let Some(tokens) = frame.cached {
+            if let Some(tokens) = frame.timings.cached {
                 sink.cached_tokens_in(tokens);
             }
             if let Some(word) = frame.stopping_word.filter(|word| !word.is_empty()) {
@@ -162,7 +170,14 @@ impl FrameParser for LlamaCpp {
                 sink.finish_reason(FinishReason::from_engine(&raw), &raw);
             }
             sink.end();
-        } else if let ([Some(content), Some(token), Some(predicted)], false) =
+            return Ok(());
+        }
+        if self.wanted.metrics
+            && let Some(metrics) = frame.progress.or_else(|| frame.timings.metrics())
+        {
+            sink.metrics(metrics);
+        }
+        if let ([Some(content), Some(token), Some(predicted)], false) =
             (frame.holes, frame.is_progress || has_logprobs)
         {
             self.template.learn(event.data, [content, token, predicted]);
@@ -195,17 +210,87 @@ impl LlamaCpp {
     }
 }
 
-/// `timings.cache_n`, the prompt tokens taken from the cache.
-fn read_cached(reader: &mut Reader<'_>) -> Result<Option<u64>, JsonError> {
-    let mut cached = None;
-    if !reader.take_null()? {
+/// What `timings` says: how many tokens, and for how many milliseconds.
+#[derive(Default)]
+struct Timings {
+    /// Prompt tokens taken from the cache.
+    cached: Option<u64>,
+    /// Prompt tokens read.
+    read: Option<u64>,
+    read_ms: Option<f64>,
+    predicted: Option<u64>,
+    predicted_ms: Option<f64>,
+}
+
+impl Timings {
+    fn read(reader: &mut Reader<'_>) -> Result<Self, JsonError> {
+        let mut timings = Self::default();
+        if reader.take_null()? {
+            return Ok(timings);
+        }
         reader.object(|key, reader| {
             match key {
-                "cache_n" => cached = reader.u64_or_null()?,
+                "cache_n" => timings.cached = reader.u64_or_null()?,
+                "prompt_n" => timings.read = reader.u64_or_null()?,
+                "prompt_ms" => timings.read_ms = reader.f64_or_null()?,
+                "predicted_n" => timings.predicted = reader.u64_or_null()?,
+                "predicted_ms" => timings.predicted_ms = reader.f64_or_null()?,
                 _ => reader.skip()?,
             }
             Ok(())
         })?;
+        Ok(timings)
     }
-    Ok(cached)
+
+    /// The metrics of a frame that had any timings.
+    fn metrics(&self) -> Option<Metrics> {
+        let predicted = self.predicted?;
+        let tokens_in = self.read.map(|read| read.saturating_add(self.cached.unwrap_or(0)));
+        Some(Metrics {
+            tokens_in,
+            cached_tokens_in: self.cached,
+            tokens_in_read: tokens_in,
+            kv_warmth: warmth(self.cached, tokens_in),
+            prefill_ms: self.read_ms.and_then(whole),
+            tokens_out: Some(predicted),
+            latency_decode_ms: self.predicted_ms.and_then(whole),
+            ..Metrics::default()
+        })
+    }
+}
+
+/// What `prompt_progress` says, unless it is null.
+fn read_progress(reader: &mut Reader<'_>) -> Result<Option<Metrics>, JsonError> {
+    let mut metrics = Metrics::default();
+    if reader.take_null()? {
+        return Ok(None);
+    }
+    if reader.peek()? != Kind::Object {
+        reader.skip()?;
+        return Ok(Some(metrics));
+    }
+    reader.object(|key, reader| {
+        match key {
+            "total" => metrics.tokens_in = reader.u64_or_null()?,
+            "cache" => metrics.cached_tokens_in = reader.u64_or_null()?,
+            "processed" => metrics.tokens_in_read = reader.u64_or_null()?,
+            "time_ms" => metrics.prefill_ms = reader.f64_or_null()?.and_then(whole),
+            _ => reader.skip()?,
+        }
+        Ok(())
+    })?;
+    metrics.kv_warmth = warmth(metrics.cached_tokens_in, metrics.tokens_in);
+    Ok(Some(metrics))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a share of token counts")]
+fn warmth(cached: Option<u64>, tokens: Option<u64>) -> Option<f64> {
+    let tokens = tokens.filter(|tokens| *tokens > 0)?;
+    Some((cached? as f64 / tokens as f64).min(1.0))
+}
+
+/// Whole milliseconds, of a number that is a time.
+fn whole(ms: f64) -> Option<u64> {
+    let seconds = Duration::try_from_secs_f64(ms / 1000.0).ok()?;
+    u64::try_from(seconds.as_millis()).ok()
 }

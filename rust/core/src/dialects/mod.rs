@@ -110,7 +110,7 @@ impl Dialect {
         &["field_map", "llamacpp", "openai", "sglang", "tgi", "triton"];
 
     /// The dialect of that name, fresh for one stream. Options are pairs of name and value; every
-    /// dialect takes `token_ids` and `logprobs` (`true` or `false`), some take more.
+    /// dialect takes `token_ids`, `logprobs` and `metrics` (`true` or `false`), some take more.
     ///
     /// # Errors
     ///

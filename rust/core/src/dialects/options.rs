@@ -81,10 +81,11 @@ impl std::error::Error for DialectError {}
 pub(crate) struct Wanted {
     pub(crate) token_ids: bool,
     pub(crate) logprobs: bool,
+    pub(crate) metrics: bool,
 }
 
-/// Every dialect takes these.
-pub(crate) const WANTED: [&str; 2] = ["token_ids", "logprobs"];
+/// Every dialect takes these; one whose engine reports no work of its own ignores `metrics`.
+pub(crate) const WANTED: [&str; 3] = ["token_ids", "logprobs", "metrics"];
 
 impl Wanted {
     /// Reads the options of a dialect that has no others.
@@ -104,6 +105,7 @@ impl Wanted {
         let flag = match option {
             "token_ids" => &mut self.token_ids,
             "logprobs" => &mut self.logprobs,
+            "metrics" => &mut self.metrics,
             _ => return Ok(false),
         };
         *flag = match value {

@@ -1,6 +1,9 @@
 //! The forms of a model reference.
 
-use super::text::one_line;
+use super::text::{has_length, one_line};
+
+/// How many characters a model reference has at most.
+pub(super) const MAX_MODEL_REF_CHARS: usize = 4096;
 
 const HF: &str = "must be written hf:org/repo or hf:org/repo/path/file.gguf";
 const FILE: &str = "must be written file:/absolute/path (a relative path has no scheme)";
@@ -10,7 +13,7 @@ const OCI: &str = "must be written oci://registry/repo:tag";
 
 /// Checks the form. A message never repeats the reference: it may hold a token.
 pub(super) fn check(reference: &str) -> Result<(), &'static str> {
-    if reference.is_empty() || (reference.len() > 4096 && reference.chars().nth(4096).is_some()) {
+    if !has_length(reference, MAX_MODEL_REF_CHARS) {
         return Err("must be 1 to 4096 characters long");
     }
     one_line(reference)?;

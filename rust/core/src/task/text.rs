@@ -108,12 +108,20 @@ checked_text! {
     ModelRef, super::model_ref::check
 }
 
+/// How many characters a name, a line or a header's value has at most.
+pub(super) const MAX_NAME_CHARS: usize = 256;
+
 fn name(text: &str) -> Result<(), &'static str> {
-    // Counted in characters only where the bytes do not already tell.
-    if text.is_empty() || (text.len() > 256 && text.chars().nth(256).is_some()) {
+    if !has_length(text, MAX_NAME_CHARS) {
         return Err("must be 1 to 256 characters long");
     }
     Ok(())
+}
+
+/// Whether there is at least one character, and no more than `most`.
+pub(super) fn has_length(text: &str, most: usize) -> bool {
+    // Counted in characters only where the bytes do not already tell.
+    !text.is_empty() && (text.len() <= most || text.chars().nth(most).is_none())
 }
 
 fn line(text: &str) -> Result<(), &'static str> {

@@ -38,6 +38,21 @@ pub use head::Head;
 use head::HeadReader;
 pub use request::{InvalidRequest, write_request};
 
+/// [`Limits::head_bytes`].
+pub const HEAD_BYTES: usize = 64 << 10;
+
+/// [`Limits::headers`].
+pub const HEADERS: usize = 100;
+
+/// [`Limits::interim_responses`].
+pub const INTERIM_RESPONSES: usize = 16;
+
+/// [`Limits::chunk_extension_bytes`].
+pub const CHUNK_EXTENSION_BYTES: usize = 16 << 10;
+
+/// [`Limits::trailer_bytes`].
+pub const TRAILER_BYTES: usize = 16 << 10;
+
 /// What a response may take; each may be reached, none passed.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -56,11 +71,11 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            head_bytes: 64 << 10,
-            headers: 100,
-            interim_responses: 16,
-            chunk_extension_bytes: 16 << 10,
-            trailer_bytes: 16 << 10,
+            head_bytes: HEAD_BYTES,
+            headers: HEADERS,
+            interim_responses: INTERIM_RESPONSES,
+            chunk_extension_bytes: CHUNK_EXTENSION_BYTES,
+            trailer_bytes: TRAILER_BYTES,
         }
     }
 }

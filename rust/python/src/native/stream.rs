@@ -75,6 +75,7 @@ struct Inner {
     batch: Vec<TokenEvent>,
     terminal: Option<TokenEvent>,
     tokens_emitted: u64,
+    metrics_dropped: u64,
 }
 
 impl PyNativeStream {
@@ -89,6 +90,7 @@ impl PyNativeStream {
             batch: Vec::new(),
             terminal: None,
             tokens_emitted: 0,
+            metrics_dropped: 0,
         };
         let std_waker = waker.waker();
         Self {
@@ -303,6 +305,8 @@ impl PyNativeStream {
             inner.held = VecDeque::new();
             inner.tokens_emitted =
                 inner.stream.as_ref().map_or(inner.tokens_emitted, EventStream::tokens_emitted);
+            inner.metrics_dropped =
+                inner.stream.as_ref().map_or(inner.metrics_dropped, EventStream::metrics_dropped);
             inner.stream.take()
         };
         drop(stream);
@@ -375,6 +379,12 @@ impl PyNativeStream {
     fn tokens_emitted(&self, py: Python<'_>) -> u64 {
         let inner = &*self.lock(py);
         inner.stream.as_ref().map_or(inner.tokens_emitted, EventStream::tokens_emitted)
+    }
+
+    #[getter]
+    fn metrics_dropped(&self, py: Python<'_>) -> u64 {
+        let inner = &*self.lock(py);
+        inner.stream.as_ref().map_or(inner.metrics_dropped, EventStream::metrics_dropped)
     }
 
     fn __repr__(&self, py: Python<'_>) -> String {
