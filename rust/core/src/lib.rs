@@ -45,3 +45,8 @@ pub use dialects::Dialect;
 pub use event::TokenEvent;
 pub use stream::{StreamConfig, StreamDecoder};
 pub use task::TaskRequest;
+
+/// What a [`TokenStream`] is to executors and combinators.
+pub use futures_core::Stream;
+/// What URLs are read with: who connects reads them as the [`egress`] policy does.
+pub use url;

@@ -8,9 +8,9 @@
 
 use std::fmt;
 
-use url::{Host, ParseError, Url};
 use worker_adapters_core::egress::MAX_URL_BYTES;
 pub use worker_adapters_core::egress::Scheme;
+use worker_adapters_core::url::{Host, ParseError, Url};
 
 /// Scheme, host and port: what connections are kept under.
 ///

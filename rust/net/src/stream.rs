@@ -4,7 +4,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use futures_core::Stream;
+use worker_adapters_core::Stream;
 use worker_adapters_core::error::Phase;
 use worker_adapters_core::event::TokenEvent;
 

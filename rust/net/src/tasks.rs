@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_core::Stream;
+use worker_adapters_core::Stream;
 use worker_adapters_core::adapter::{self, CancelMethod, CancelReceipt, TokenStream};
 use worker_adapters_core::error::{Detail, Phase, WorkerError};
 use worker_adapters_core::event::TokenEvent;

@@ -8,9 +8,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, ClientConfig, Error, InvalidMessage, RootCertStore};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName};
 use worker_adapters_core::error::Detail;
 
 #[cfg(test)]

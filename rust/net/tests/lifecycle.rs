@@ -415,7 +415,7 @@ fn cancelling_lets_the_next_one_in() {
 
 #[test]
 fn events_that_were_taken_one_by_one_are_taken_back_too() {
-    use futures_core::Stream;
+    use worker_adapters_core::Stream;
     let rig = Rig::new();
     let target = rig.target();
     let (mut stream, mut socket) = rig.open(&target, plain());
