@@ -17,7 +17,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-__all__ = ["LAST_CHUNK", "Connection", "RawServer", "Received", "Script", "chunk", "response"]
+__all__ = [
+    "LAST_CHUNK",
+    "Connection",
+    "RawServer",
+    "Received",
+    "Script",
+    "chunk",
+    "connect",
+    "response",
+]
 
 LAST_CHUNK: Final = b"0\r\n\r\n"
 _HEAD_BYTES: Final = 1 << 16
@@ -79,7 +88,7 @@ class _Reader(asyncio.StreamReader):
 
 
 class Connection:
-    """The server's end of one connection."""
+    """One end of a connection, as a rule the server's."""
 
     def __init__(self, reader: _Reader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -121,6 +130,13 @@ class Connection:
             self._writer.write(piece)
             await self._writer.drain()
 
+    async def read(self, most: int) -> bytes:
+        """Return up to ``most`` bytes of what comes, ``b""`` at the end.
+
+        Raises ConnectionError when the connection has broken.
+        """
+        return await self._reader.read(most)
+
     async def until_closed(self) -> None:
         """Stay until the client leaves; for scripts."""
         await self._reader.left.wait()
@@ -155,12 +171,34 @@ class Connection:
     def reset(self) -> None:
         """Break the connection off with a RST."""
         raw: socket.socket = self._writer.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with contextlib.suppress(OSError):  # it has gone by itself
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
+
+    def cut(self) -> None:
+        """Close the connection at once: over TLS without the close_notify that is due.
+
+        What has not gone to the kernel yet is lost.
+        """
+        self._writer.transport.abort()
+
+    def half_close(self) -> None:
+        """Say that nothing more will be sent; what comes can still be read. Not over TLS."""
+        with contextlib.suppress(OSError):  # it has gone by itself
+            self._writer.write_eof()
 
     def close(self) -> None:
         """Close the connection once what was sent has gone."""
         self._writer.close()
+
+
+async def connect(host: str, port: int) -> Connection:
+    """Return the client's end of a new connection. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    reader = _Reader(loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await loop.create_connection(lambda: protocol, host, port)
+    return Connection(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
 
 Script = Callable[[Connection], Awaitable[None]]
