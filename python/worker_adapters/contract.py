@@ -223,6 +223,8 @@ class SubmitContext(Contract):
     predicted_start_ms: Int64 | None = None
     traceparent: HeaderText | None = None
     """W3C trace context, forwarded as it is."""
+    tracestate: HeaderText | None = None
+    """What tracing systems add to it (W3C Trace Context, section 3.3), forwarded as it is."""
 
 
 class WorkerHealth(Contract):

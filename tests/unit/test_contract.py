@@ -239,7 +239,7 @@ def test_models_are_immutable() -> None:
 
 
 @pytest.mark.parametrize("bad", ["a\r\nX-Injected: 1", "a\0", "é", "", "x" * 257])
-@pytest.mark.parametrize("name", ["correlation_id", "traceparent"])
+@pytest.mark.parametrize("name", ["correlation_id", "traceparent", "tracestate"])
 def test_what_becomes_a_header_is_safe(name: str, bad: str) -> None:
     with pytest.raises(ValidationError, match=name):
         SubmitContext(**{name: bad})

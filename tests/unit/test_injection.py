@@ -58,7 +58,7 @@ def test_in_what_an_adapter_is_made_with(value: str) -> None:
 
 @bad
 def test_in_what_goes_with_a_task(value: str) -> None:
-    for field in ("correlation_id", "traceparent"):
+    for field in ("correlation_id", "traceparent", "tracestate"):
         with pytest.raises(ValidationError, match="must be printable ASCII"):
             SubmitContext(**{field: value})
     with pytest.raises(ValidationError, match="must be printable ASCII"):
@@ -89,9 +89,9 @@ async def test_in_a_key_that_is_asked_for_later(value: str) -> None:
 
 
 @bad
-@pytest.mark.parametrize("field", ["correlation_id", "traceparent"])
+@pytest.mark.parametrize("field", ["correlation_id", "traceparent", "tracestate"])
 async def test_in_a_context_that_nobody_has_validated(field: str, value: str) -> None:
-    values: dict[str, Any] = {field: value}
+    values: dict[str, Any] = {"traceparent": "00-1-2-01", field: value}
     context = SubmitContext.model_construct(None, **values)
     error = await sent_nothing(adapter, context)
     assert error.detail == "invalid_request"

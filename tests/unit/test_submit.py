@@ -176,6 +176,7 @@ async def test_headers_and_started_carry_the_context() -> None:
         queue_position=3,
         predicted_start_ms=250,
         traceparent="00-abc-def-01",
+        tracestate="vendor=1",
     )
     async with (
         playing(engine(script)) as server,
@@ -187,6 +188,7 @@ async def test_headers_and_started_carry_the_context() -> None:
     [request] = server.requests("/completion")
     assert request.headers["x-correlation-id"] == "c-1"
     assert request.headers["traceparent"] == "00-abc-def-01"
+    assert request.headers["tracestate"] == "vendor=1"
     assert request.headers["authorization"] == "Bearer sk-hunter22"
     assert request.headers["content-type"] == "application/json"
     assert started.data["queue_position"] == 3

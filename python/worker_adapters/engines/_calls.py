@@ -170,6 +170,8 @@ class HttpCalls(Anywhere, WorkerAdapter):
         ]
         if context is not None and context.traceparent is not None:
             headers.append((b"traceparent", context.traceparent.encode()))
+            if context.tracestate is not None:
+                headers.append((b"tracestate", context.tracestate.encode()))
         return headers
 
     def _redactor(self, call: Call) -> Redactor:

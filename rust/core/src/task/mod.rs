@@ -475,4 +475,7 @@ pub struct SubmitContext {
     /// W3C trace context, forwarded as it is.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub traceparent: Option<HeaderText>,
+    /// What tracing systems add to it (W3C Trace Context, section 3.3), forwarded as it is.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub tracestate: Option<HeaderText>,
 }

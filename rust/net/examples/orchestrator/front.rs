@@ -193,6 +193,7 @@ fn parse(bytes: &[u8]) -> Result<Option<(Asked, usize, usize)>, httparse::Error>
         context: SubmitContext {
             correlation_id: text("x-correlation-id"),
             traceparent: text("traceparent"),
+            tracestate: text("tracestate"),
             ..SubmitContext::default()
         },
         body: Vec::new(),

@@ -162,6 +162,9 @@ impl WorkerAdapter for LlamaCpp {
             ];
             if let Some(traceparent) = &context.traceparent {
                 headers.push((b"traceparent", traceparent.as_bytes()));
+                if let Some(tracestate) = &context.tracestate {
+                    headers.push((b"tracestate", tracestate.as_bytes()));
+                }
             }
             let path = format!("{}/completion", self.prefix);
             let request =
