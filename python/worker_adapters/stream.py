@@ -40,8 +40,8 @@ class TokenStream(ABC):
     lost: do not poll with `asyncio.wait_for`.
 
     Adapters make streams. A stream belongs to the event loop that made it. In a process forked
-    meanwhile it is still the parent's: reading and cancelling raise RuntimeError, and leaving or
-    dropping it does nothing.
+    meanwhile it is still the parent's: reading on, past the events that were there already, and
+    cancelling raise RuntimeError, and leaving or dropping it does nothing.
     """
 
     __slots__ = (

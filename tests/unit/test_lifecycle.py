@@ -355,7 +355,9 @@ def outcome(running: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 FORK = """
 async def read(stream):
-    return await anext(stream)
+    # What had come before the fork may still be there.
+    async for event in stream:
+        pass
 
 async def cancel(stream):
     return await stream.cancel()
