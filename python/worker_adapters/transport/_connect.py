@@ -6,6 +6,7 @@ the connection nobody gets to answer a second time.
 """
 
 import asyncio
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -21,6 +22,13 @@ __all__ = ["Dialer", "denied"]
 
 HAPPY_EYEBALLS_SECONDS: Final = 0.25
 """How long one address of a name may take before the next is tried beside it."""
+
+# A peer that has gone without a word is noticed by the kernel, as on native sockets: probes after
+# `KEEPALIVE_IDLE_SECONDS` without a packet, and what was sent may wait so long to be acknowledged.
+KEEPALIVE_IDLE_SECONDS: Final = 15
+KEEPALIVE_INTERVAL_SECONDS: Final = 5
+KEEPALIVE_PROBES: Final = 3
+USER_TIMEOUT_MS: Final = 30_000
 
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
 
@@ -60,6 +68,7 @@ class Dialer(Generic[_P]):
             [partial(self._connected, address, port) for address in addresses]
         )
         try:
+            _watch(transport)
             self._judge_peer(transport)
         except BaseException:
             transport.abort()
@@ -77,6 +86,24 @@ class Dialer(Generic[_P]):
     async def _connected(self, address: str, port: int) -> _Connection[_P]:
         loop = asyncio.get_running_loop()
         return await loop.create_connection(self._factory, address, port)
+
+
+def _watch(transport: asyncio.Transport) -> None:
+    """Have the kernel look after a peer that says nothing (RFC 9293, section 3.8.4; RFC 5482)."""
+    shared = transport.get_extra_info("socket")
+    # Of the sockets that loops hand out, some can do nothing but tell their number.
+    with socket.socket(fileno=os.dup(shared.fileno())) as own:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (
+            ("TCP_KEEPIDLE", KEEPALIVE_IDLE_SECONDS),
+            ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_SECONDS),
+            ("TCP_KEEPCNT", KEEPALIVE_PROBES),
+            ("TCP_USER_TIMEOUT", USER_TIMEOUT_MS),
+        ):
+            # Not every system has every one of them.
+            option = getattr(socket, name, None)
+            if option is not None:
+                own.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _is_address(host: str) -> bool:
