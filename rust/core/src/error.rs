@@ -199,6 +199,8 @@ details! {
     Status = "status" => Adapter Internal false,
     /// Not HTTP, a head past its limits, or an answer to something that was not asked.
     Protocol = "protocol" => Adapter Internal false,
+    /// More frames that say nothing than anybody has use for (HTTP/2).
+    Flood = "flood" => Adapter Internal false,
     /// Malformed HTTP body framing.
     Framing = "framing" => Adapter Internal false,
     /// The body is not an event stream.

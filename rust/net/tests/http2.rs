@@ -406,6 +406,37 @@ fn what_a_goaway_leaves_out_was_not_processed() {
 }
 
 #[test]
+fn a_goaway_counts_although_the_server_closes_right_behind_it() {
+    let (gone, is_gone) = mpsc::channel();
+    let server = Server::start(&[b"h2"], 1, async move |_, tls| {
+        let mut peer = Raw::greet(tls, &[]).await;
+        let first = peer.request().await;
+        let second = peer.request().await;
+        assert!(second > first);
+        peer.head(first).await;
+        peer.data(first, &token("a", 1), false).await;
+        peer.goaway(first, Reason::NO_ERROR).await;
+        peer.flush().await;
+        drop(peer);
+        gone.send(()).unwrap();
+    });
+    let reactor = reactor();
+    let target = reactor.target(server.config());
+    let (mut first, mut second) = (submit(&target), submit(&target));
+    receive(&reactor, &is_gone);
+    let left_out = collect(&reactor, &mut second);
+    assert_eq!(error(&left_out), ("unavailable", "head"));
+    assert_eq!(failure(&left_out).processed, Processed::No);
+    assert!(failure(&left_out).retriable);
+    let taken_on = collect(&reactor, &mut first);
+    assert_eq!(kinds(&taken_on), ["started", "token", "error"]);
+    assert_eq!(error(&taken_on), ("reset", "stream"));
+    until(&reactor, |reactor| reactor.connections() == 0);
+    drop((first, second, target));
+    server.join();
+}
+
+#[test]
 fn a_graceful_shutdown_harms_nobody() {
     let (going, is_going) = mpsc::channel();
     let go_on = Arc::new(Notify::new());
@@ -1021,16 +1052,16 @@ fn flooded(flood: Vec<u8>) -> WorkerError {
 #[test]
 fn floods_end_the_connection() {
     let headers = frame(1, 0, 1, &[0x88]);
-    for (what, flood) in [
-        ("empty data", frame(0, 0, 1, &[])),
+    for (what, detail, flood) in [
+        ("empty data", "flood", frame(0, 0, 1, &[])),
         // A head that never ends.
-        ("continuation", [headers, frame(9, 0, 1, &[0; 64]).repeat(1000)].concat()),
-        ("data nobody asked for", frame(0, 0, 1, &[b'\n'; 16_384])),
-        ("a stream nobody opened", frame(0, 0, 7, b"x")),
-        ("pushes", frame(5, 4, 1, &[0, 0, 0, 2, 0x88])),
+        ("continuation", "flood", [headers, frame(9, 0, 1, &[0; 64]).repeat(1000)].concat()),
+        ("data nobody asked for", "protocol", frame(0, 0, 1, &[b'\n'; 16_384])),
+        ("a stream nobody opened", "protocol", frame(0, 0, 7, b"x")),
+        ("pushes", "protocol", frame(5, 4, 1, &[0, 0, 0, 2, 0x88])),
     ] {
         let error = flooded(flood);
-        assert_eq!(error.detail.as_str(), "protocol", "{what}");
+        assert_eq!(error.detail.as_str(), detail, "{what}");
         assert_eq!(error.kind, WorkerErrorKind::Adapter, "{what}");
         assert_eq!(error.tokens_emitted, 1, "{what}");
     }

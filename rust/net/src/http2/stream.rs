@@ -159,7 +159,10 @@ impl Stream {
         {
             Fault::Unprocessed
         } else if error.is_library() {
-            Fault::Broken(Detail::Protocol.into())
+            // What h2 gives as its reason where a peer sends more of something than makes sense.
+            let is_flood = error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
+            let detail = if is_flood { Detail::Flood } else { Detail::Protocol };
+            Fault::Broken(detail.into())
         } else if error.is_io() || error.is_remote() {
             Fault::Broken(self.signal.lost())
         } else {
