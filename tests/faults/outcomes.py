@@ -25,7 +25,7 @@ from worker_adapters.testing.wire import LAST_CHUNK
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from worker_adapters import TaskRequest, TokenStream
+    from worker_adapters import TaskRequest, TokenStream, WorkerAdapter
     from worker_adapters.engines import LlamaCppAdapter
 
 __all__ = [
@@ -118,7 +118,7 @@ def adapter(url: str, **options: Any) -> LlamaCppAdapter:
     return made
 
 
-async def ask(made: LlamaCppAdapter, task: TaskRequest, **options: Any) -> Outcome:
+async def ask(made: WorkerAdapter, task: TaskRequest, **options: Any) -> Outcome:
     """Have ``task`` done and return what became of it, after checking what always holds."""
     loop = asyncio.get_running_loop()
     began = loop.time()
