@@ -30,6 +30,12 @@ _FULL: Final = {
     "detail": "queue_full",
     "processed": "no",
 }
+_EXPIRED: Final = {
+    "kind": "DecodeTimeout",
+    "error_code": "DECODE_TIMEOUT",
+    "detail": "gateway_timeout",
+    "processed": "no",
+}
 _NOT_READY: Final = {
     "kind": "PoolUnavailable",
     "error_code": "POOL_UNREADY",
@@ -47,6 +53,8 @@ def _messages(outcome: Mapping[str, Any], parts: Iterable[str]) -> list[Mapping[
 RULES: Final[Sequence[Mapping[str, Any]]] = (
     # A queue, the model's own (503) or that of an ensemble's step (400).
     *_messages(_FULL, ["Exceeds maximum queue size"]),
+    # What a queue's own timeout says of those it has kept waiting too long.
+    *_messages(_EXPIRED, ["Request timeout expired"]),
     # Triton's words about models. One that failed to load, or is being unloaded, has no versions.
     *_messages(
         _NOT_READY,

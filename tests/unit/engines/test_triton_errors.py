@@ -34,6 +34,7 @@ NOT_READY = Outcome("PoolUnavailable", "POOL_UNREADY", "not_ready", retriable=Tr
 FULL = Outcome("PoolUnavailable", "REPLICA_EXHAUSTED", "queue_full", retriable=True)
 FAILED = Outcome("WorkerReset", "WORKER_RESET", "engine_error", True, "unknown")
 FAILED_LATER = Outcome("WorkerReset", "WORKER_RESET", "engine_error", True, "yes")
+EXPIRED = Outcome("DecodeTimeout", "DECODE_TIMEOUT", "gateway_timeout", retriable=True)
 ABORTED = Outcome("WorkerReset", "WORKER_RESET", "aborted", True, "unknown")
 TRUNCATED = Outcome("WorkerReset", "WORKER_RESET", "truncated", True, "unknown")
 CUT = Outcome("WorkerReset", "WORKER_RESET", "truncated", True, "yes")
@@ -152,6 +153,8 @@ DOCUMENTED = [
     (400, "Error generating request: Streaming is only supported in decoupled mode.", UNSUPPORTED),
     (400, "inference request batch-size must be <= 8 for 'embedding'", INVALID),
     (400, "unexpected shape for input 'max_tokens' for model 'ensemble'", INVALID),
+    (400, "Request timeout expired", EXPIRED),
+    (503, "Request timeout expired", EXPIRED),
     (401, "no", Outcome("Adapter", "INVALID_PARAMS", "unauthorized")),
     (
         503,
