@@ -36,7 +36,7 @@ class Told(Outcome):
     """What a task came to."""
 
     connections: list[Connection] = field(default_factory=list)
-    """Those that something was posted over."""
+    """Those that a completion was asked for over."""
 
     @property
     def fault(self) -> WorkerError:
@@ -72,13 +72,15 @@ def spoken(
     """Return an engine of that dialect that answers a completion so."""
     kind: Any = SCRIPTED[name]
 
-    async def stream(_: object, connection: Connection, generation: object) -> bool:
+    async def stream(self: Any, connection: Connection, generation: object) -> bool:
         del generation
+        self.streamed.append(connection)
         await connection.send(head, *pieces)
         await then(connection)
         return False
 
-    made: ScriptedEngine = type(f"Spoken{kind.__name__}", (kind,), {"stream": stream})()
+    members = {"stream": stream, "streamed": []}
+    made: ScriptedEngine = type(f"Spoken{kind.__name__}", (kind,), members)()
     return made
 
 
@@ -131,16 +133,19 @@ async def followed(stream: TokenStream) -> Told:
 
 
 def completions(server: RawServer) -> list[Connection]:
-    """Return the connections that something was posted over."""
+    """Return the connections that a completion was asked for over."""
+    streamed: list[Connection] | None = getattr(server, "streamed", None)
+    if streamed is not None:
+        return streamed
     return [
         connection
         for connection in server.connections
-        if any(request.method == "POST" for request in connection.received)
+        if any(request.path == "/completion" for request in connection.received)
     ]
 
 
 async def left(server: RawServer) -> list[Connection]:
-    """Wait until we have closed the connections that something was posted over."""
+    """Wait until we have closed the connections that a completion was asked for over."""
     posted = completions(server)
     for connection in posted:
         await connection.over(WITHIN)

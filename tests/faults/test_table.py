@@ -22,7 +22,6 @@ PENDING: Final = {
     *{f"B{number}" for number in range(1, 6)},
     *{f"C{number}" for number in range(1, 6)},
     *{f"D{number}" for number in range(1, 14) if number != 9},
-    *{f"F{number}" for number in range(1, 13)},
     *{f"G{number}" for number in range(1, 8)},
     *{f"H{number}" for number in range(1, 4)},
     *{f"I{number}" for number in range(1, 6)},
