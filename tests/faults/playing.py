@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.unit.wire import Server
     from worker_adapters import TokenStream, WorkerAdapter
-    from worker_adapters.testing.engines import ScriptedEngine
+    from worker_adapters.testing.engines import Generation, ScriptedEngine
     from worker_adapters.testing.wire import RawServer
 
     Then = Callable[[Connection], Awaitable[None]]
@@ -137,10 +137,13 @@ def completions(server: RawServer) -> list[Connection]:
     streamed: list[Connection] | None = getattr(server, "streamed", None)
     if streamed is not None:
         return streamed
+    generations: Sequence[Generation] = getattr(server, "generations", ())
+    asked = [id(generation.request) for generation in generations]
     return [
         connection
         for connection in server.connections
-        if any(request.path == "/completion" for request in connection.received)
+        for request in connection.received
+        if request.path == "/completion" or id(request) in asked
     ]
 
 

@@ -22,7 +22,7 @@ PENDING: Final = {
     *{f"B{number}" for number in range(1, 6)},
     *{f"C{number}" for number in range(1, 6)},
     *{f"D{number}" for number in range(1, 14) if number != 9},
-    *{f"G{number}" for number in range(1, 8)},
+    "G5",
     *{f"H{number}" for number in range(1, 4)},
     *{f"I{number}" for number in range(1, 6)},
     *{f"J{number}" for number in range(1, 8)},
