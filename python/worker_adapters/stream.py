@@ -51,12 +51,14 @@ class TokenStream(ABC):
         "_clock",
         "_closed",
         "_loop",
+        "_on_left",
         "_on_terminal",
         "_process",
         "_reading",
         "_ready",
         "_stopped",
         "_task_id",
+        "_terminal",
     )
 
     def __init__(
@@ -75,6 +77,8 @@ class TokenStream(ABC):
         self._task_id = task_id
         self._clock = clock
         self._on_terminal = on_terminal
+        self._on_left: Callable[[], None] | None = None
+        self._terminal: TokenEvent | None = None
         self._abort = abort
         self._stopped: Callable[[], Coroutine[Any, Any, bool | None]] | None = None
         """Waits for an engine without an abort to say that it has stopped; see `confirmed`."""
@@ -283,13 +287,14 @@ class TokenStream(ABC):
         """Leave the stream: nothing more is delivered. Idempotent."""
         if self._closed:
             return
-        self._closed = True
         if self._is_forked:
+            self._closed = True
             return
         if not self.is_terminal:
             self._cancel_now()
         self._ready.clear()
         self._take()
+        self._leave()
         await self._release()
 
     async def __aenter__(self) -> Self:
@@ -314,8 +319,36 @@ class TokenStream(ABC):
         if self._is_forked:
             raise RuntimeError("forked: this stream belongs to the parent process")
 
+    def _watch(self, ended: Callable[[TokenEvent], None], left: Callable[[], None]) -> None:
+        """Have it told when the stream ends, and when nobody reads it any more.
+
+        ``ended`` gets the terminal event as soon as it exists, at once where it does; ``left``
+        comes when the last event has been read or the stream is left. For one that is dropped
+        before, neither comes. They may be called in whatever thread reads or cancels.
+        """
+        self._on_left = left
+        if self._terminal is not None:
+            ended(self._terminal)
+            return
+        before = self._on_terminal
+
+        def both(terminal: TokenEvent) -> None:
+            if before is not None:
+                before(terminal)
+            ended(terminal)
+
+        self._on_terminal = both
+
+    def _leave(self) -> None:
+        """Note that nothing more is read."""
+        self._closed = True
+        on_left, self._on_left = self._on_left, None
+        if on_left is not None:
+            on_left()
+
     def _ended(self, terminal: TokenEvent) -> None:
         """Act on the terminal event, as soon as it exists; called once."""
+        self._terminal = terminal
         if self._abort is not None and _leaves_work(terminal):
             self._abort.start()
         on_terminal, self._on_terminal = self._on_terminal, None
@@ -349,7 +382,7 @@ class TokenStream(ABC):
                     if count:
                         return
                     self._check_process()
-                    self._closed = True
+                    self._leave()
                     self._reading = False
                     await self._release()
                     raise StopAsyncIteration

@@ -373,7 +373,7 @@ class _NativeTokenStream(TokenStream):
 
     def _left(self) -> None:
         """Let go of a stream that has been read to its end."""
-        self._closed = True
+        self._leave()
         self._native.close()
 
     def _given_up(self) -> None:
