@@ -159,6 +159,8 @@ details! {
     QueueFull = "queue_full" => PoolUnavailable ReplicaExhausted true,
     /// The engine loads its model.
     Loading = "loading" => PoolUnavailable PoolUnready true,
+    /// The orchestrator sheds the pool's load.
+    Shed = "shed" => PoolUnavailable AdmissionReject true,
     /// The replica takes no new work.
     Draining = "draining" => PoolUnavailable PoolUnready true,
     /// The engine or a proxy before it is not available (502, 503).
