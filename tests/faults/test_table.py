@@ -23,7 +23,6 @@ PENDING: Final = {
     *{f"C{number}" for number in range(1, 6)},
     *{f"D{number}" for number in range(1, 14) if number != 9},
     "G5",
-    *{f"H{number}" for number in range(1, 4)},
     *{f"I{number}" for number in range(1, 6)},
     *{f"J{number}" for number in range(1, 8)},
     *{f"K{number}" for number in range(1, 5)},
