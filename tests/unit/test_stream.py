@@ -715,6 +715,27 @@ def test_a_reader_whose_queue_is_full_is_not_the_engine_s_fault(count: int, text
     run_virtually(main())
 
 
+def test_a_reader_that_has_stalled_is_told_by_the_deadline() -> None:
+    count = 3000
+
+    async def main() -> None:
+        flood = (frame("x" * 100, n) for n in range(1, count + 1))
+        timeouts = Timeouts(token_gap=3.0, idle=3.0)
+        streams = streaming(saying(*flood), timeouts=timeouts, deadline_ms=20_000)
+        async with streams as (stream, _, server):
+            await until_token(stream)
+            await asyncio.sleep(60.0)
+            assert stream.is_terminal
+            await gone(server)
+            events = [event async for event in stream]
+            assert isinstance(events[-1].error, DeadlineUnmet)
+            # What had come by then is whole, and no more came than there was room for.
+            assert [event.i for event in events[:-1]] == list(range(1, len(events)))
+            assert 1 < len(events) < count
+
+    run_virtually(main())
+
+
 def test_the_deadline_ends_a_stream_that_trickles() -> None:
     async def main() -> None:
         async def trickle(connection: Connection) -> None:

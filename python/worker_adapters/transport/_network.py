@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
 import h11
@@ -27,8 +28,11 @@ __all__ = ["Connection", "ConnectionPool", "OnStep", "PooledResponse"]
 BUFFER_BYTES: Final = 64 << 10
 """How much may wait in a connection before its socket is no longer read."""
 
+RESERVE_BYTES: Final = 4 << 10
+"""How much a read may bring that could not be held back."""
+
 HEAD_BYTES: Final = 64 << 10
-"""How large the head of a response may be."""
+"""How large the head of a response may be, and what else of it is held until it is whole."""
 
 HEAD_FIELDS: Final = 100
 """How many headers it may have."""
@@ -51,7 +55,7 @@ class ConnectionPool:
 
     They are made as far as ``egress`` allows.
 
-    At most ``max_requests`` are under way at a time, further ones wait for at most
+    At most ``max_requests`` are under way at a time, ``max_waiting`` more wait for at most
     ``wait_seconds``. Up to ``max_idle`` connections are kept, each for ``idle_seconds``.
     """
 
@@ -62,13 +66,17 @@ class ConnectionPool:
         *,
         ssl_context: ssl.SSLContext | None,
         max_requests: int,
+        max_waiting: int,
         wait_seconds: float,
         max_idle: int,
         idle_seconds: float,
     ) -> None:
-        self._dialer = Dialer(url, egress, _Socket)
+        # What a loop reads is copied out before it reads on: one room serves all its sockets.
+        self._dialer = Dialer(url, egress, partial(_Socket, memoryview(bytearray(BUFFER_BYTES))))
         self._ssl_context = ssl_context
         self._permits = asyncio.Semaphore(max_requests)
+        self._max_waiting = max_waiting
+        self._waiting = 0
         self._wait_seconds = wait_seconds
         self._max_idle = max_idle
         self._idle_seconds = idle_seconds
@@ -127,11 +135,16 @@ class ConnectionPool:
         if not self._permits.locked():
             await self._permits.acquire()
             return
+        if self._waiting >= self._max_waiting:
+            raise TransportError("saturated", "queue", "no")
+        self._waiting += 1
         try:
             async with asyncio.timeout(self._wait_seconds):
                 await self._permits.acquire()
         except TimeoutError:
             raise TransportError("saturated", "queue", "no") from None
+        finally:
+            self._waiting -= 1
 
     def _pop_idle(self) -> "Connection | None":
         while self._idle:
@@ -225,8 +238,7 @@ class Connection:
             await self.socket.write(data)
 
     async def _head(self, on_step: OnStep) -> h11.Response:
-        interim = 0
-        has_begun = False
+        interim = received = before = 0
         while True:
             try:
                 event = self._http.next_event()
@@ -236,12 +248,20 @@ class Connection:
                 data = await self._receive("head")
                 if not data:
                     raise TransportError("reset", "head")
-                if not has_begun and data[0] == TLS_ALERT:
+                if not received and data[0] == TLS_ALERT:
                     raise TransportError("tls", "head", "no", message=SPEAKS_TLS)
-                has_begun = True
+                received += len(data)
                 on_step("partial_head")
                 self._http.receive_data(data)
-            elif isinstance(event, h11.InformationalResponse):
+                continue
+            is_interim = isinstance(event, h11.InformationalResponse)
+            if is_interim or received - before > HEAD_BYTES:
+                # h11 bounds what is not whole yet. What follows the head is no part of it.
+                through = received - len(self._http.trailing_data[0])
+                if through - before > HEAD_BYTES:
+                    raise TransportError("protocol", "head")
+                before = through
+            if isinstance(event, h11.InformationalResponse):
                 interim += 1
                 if interim > INTERIM_RESPONSES or event.status_code == 101:
                     raise TransportError("protocol", "head")
@@ -317,13 +337,17 @@ class Connection:
         self.socket.abort()
 
 
-class _Socket(asyncio.Protocol):
-    """One socket, read when asked: what arrives meanwhile waits, within a bound."""
+class _Socket(asyncio.BufferedProtocol):
+    """One socket, read when asked: what arrives meanwhile waits, at most `BUFFER_BYTES`.
 
-    def __init__(self) -> None:
+    ``room`` is where loops put what they read.
+    """
+
+    def __init__(self, room: memoryview) -> None:
+        self._room = room
         self._transport: asyncio.Transport
-        self._pieces: deque[bytes] = deque()
-        self._size = 0
+        # In one piece, however small the pieces that came.
+        self._held = bytearray()
         self._ended = False
         self._lost: Exception | None = None
         self._paused = False
@@ -334,10 +358,14 @@ class _Socket(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
-    def data_received(self, data: bytes) -> None:
-        self._pieces.append(data)
-        self._size += len(data)
-        if self._size >= BUFFER_BYTES and not self._paused:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        del sizehint
+        # A loop that was told to pause may still have something to hand over.
+        return self._room[: max(BUFFER_BYTES - len(self._held), RESERVE_BYTES)]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._held += self._room[:nbytes]
+        if len(self._held) >= BUFFER_BYTES and not self._paused:
             self._paused = True
             self._transport.pause_reading()
         self._wake()
@@ -364,11 +392,10 @@ class _Socket(asyncio.Protocol):
 
     def take(self) -> bytes:
         """Return all that has arrived."""
-        if not self._pieces:
+        if not self._held:
             return b""
-        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces.clear()
-        self._size = 0
+        data = bytes(self._held)
+        self._held.clear()
         if self._paused and not self._ended:
             self._paused = False
             self._transport.resume_reading()
@@ -379,7 +406,7 @@ class _Socket(asyncio.Protocol):
 
         Raises ConnectionError when the connection was lost.
         """
-        while not self._pieces:
+        while not self._held:
             if self._lost is not None:
                 raise ConnectionError from self._lost
             if self._ended:
@@ -419,7 +446,7 @@ class _Socket(asyncio.Protocol):
 
     def is_readable(self) -> bool:
         """Whether anything has come, be it the end, seen by the loop or not yet."""
-        if self._ended or self._pieces:
+        if self._ended or self._held:
             return True
         descriptor = self._transport.get_extra_info("socket").fileno()
         if descriptor < 0:
