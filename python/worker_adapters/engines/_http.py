@@ -50,7 +50,7 @@ from worker_adapters.transport import (
     validate_base_url,
 )
 from worker_adapters.transport._httpx import Client, HttpxTransport
-from worker_adapters.transport._native import NativeTransport
+from worker_adapters.transport._native import MAX_STREAMS, NativeTransport
 from worker_adapters.transport._pulled import PulledStream
 from worker_adapters.transport._submit import PulledTransport
 from worker_adapters.transport._tls import TlsSetup
@@ -95,7 +95,8 @@ class HttpAdapter(IdentifiedEngine):
             where there is an ``http_client``.
         gather_window: How long, in seconds, the native transport may wait for further streams once
             something has come for one: fewer wake-ups, for that much latency.
-        max_streams: How many tasks may be under way at a time.
+        max_streams: How many tasks may be under way at a time over native sockets; over httpx 1024
+            requests may, whatever they are.
         tls: Whom to trust over TLS, and the certificate to show; the public CAs and none when
             unset.
         egress: What may be connected to; scheme, host and port of the base URL when unset. Of an
@@ -136,7 +137,7 @@ class HttpAdapter(IdentifiedEngine):
         http_client: Client | None = None,
         transport: Literal["native", "httpx"] | None = None,
         gather_window: float = 0.0,
-        max_streams: int = 1024,
+        max_streams: int = MAX_STREAMS,
         tls: TlsOptions | None = None,
         egress: EgressPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,

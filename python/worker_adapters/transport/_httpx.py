@@ -40,7 +40,12 @@ Client: TypeAlias = httpx.AsyncClient
 MAX_REQUESTS: Final = 1024
 """How many requests of one adapter may be under way at a time; each has a connection."""
 
+MAX_WAITING: Final = 1024
+"""How many more may wait until one of them is over."""
+
 MAX_IDLE_CONNECTIONS: Final = 64
+"""How many connections are kept for later requests."""
+
 IDLE_CONNECTION_SECONDS: Final = 4.0
 """Below the 5 s after which llama.cpp closes an idle connection, so that none is used stale."""
 POOL_WAIT_SECONDS: Final = 5.0
@@ -224,6 +229,7 @@ class _Pool(httpx.AsyncBaseTransport):
             egress,
             ssl_context=ssl_context() if secure else None,
             max_requests=MAX_REQUESTS,
+            max_waiting=MAX_WAITING,
             wait_seconds=POOL_WAIT_SECONDS,
             max_idle=MAX_IDLE_CONNECTIONS,
             idle_seconds=IDLE_CONNECTION_SECONDS,

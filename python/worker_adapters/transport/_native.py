@@ -28,6 +28,12 @@ from worker_adapters.transport._tls import TlsSetup
 
 __all__ = ["NativeTransport"]
 
+MAX_STREAMS: Final = 1024
+"""How many streams may be under way at a time, unless an adapter is told otherwise."""
+
+MAX_WAITING: Final = 1024
+"""How many more may wait for a place among them."""
+
 MAX_GATHER_SECONDS: Final = 0.1
 """The widest gather window."""
 
@@ -56,7 +62,7 @@ class NativeTransport:
         egress: EgressPolicy | None = None,
         tls: Callable[[], TlsSetup],
         gather_window: float = 0.0,
-        max_streams: int = 1024,
+        max_streams: int = MAX_STREAMS,
         threaded: bool = False,
     ) -> None:
         if not 0 <= gather_window <= MAX_GATHER_SECONDS:
@@ -154,6 +160,7 @@ class NativeTransport:
             client_key_pem=None if tls is None else tls.client_key,
             egress=self._egress,
             max_streams=self._max_streams,
+            max_waiting=MAX_WAITING,
         )
         rearm.reactor = weakref.ref(reactor)
         return _Session(loop, reactor, target, self._gather_window)

@@ -88,7 +88,10 @@ def _read(name: str, given: Pem | None) -> bytes | None:
         return given
     try:
         with Path(given).open("rb") as file:
-            return SecretBytes(file.read(MAX_PEM_BYTES))
+            read = SecretBytes(file.read(MAX_PEM_BYTES + 1))
+        if len(read) <= MAX_PEM_BYTES:
+            return read
+        why = "the file is too large"
     except OSError as error:
         why = error.strerror or type(error).__name__
     raise ValueError(f"{name} cannot be read: {why}")

@@ -394,15 +394,19 @@ fn cut(message: &str) -> &str {
 fn presentable(text: &str) -> String {
     const CUT: &str = "…";
     let mut out = String::new();
+    // Where the mark goes if there is more than fits.
+    let mut end = 0;
     for character in text.trim().chars() {
-        let start = out.len();
+        if out.len() <= MAX_MESSAGE_BYTES - CUT.len() {
+            end = out.len();
+        }
         if character.is_control() {
             out.extend(character.escape_default());
         } else {
             out.push(character);
         }
-        if out.len() > MAX_MESSAGE_BYTES - CUT.len() {
-            out.truncate(start);
+        if out.len() > MAX_MESSAGE_BYTES {
+            out.truncate(end);
             out.push_str(CUT);
             break;
         }
@@ -459,5 +463,13 @@ mod tests {
         let error = error.with_message(&"é".repeat(1000), &redactor);
         assert!(error.message.len() <= MAX_MESSAGE_BYTES);
         assert!(error.message.ends_with('…'));
+        for (fits, is_cut) in [(512, false), (511, false), (513, true)] {
+            let message = "m".repeat(fits);
+            let error = error.clone().with_message(&message, &redactor);
+            assert_eq!(error.message == message, !is_cut, "{fits}");
+            assert!(error.message.len() <= MAX_MESSAGE_BYTES);
+        }
+        let told = error.with_message(&("m".repeat(510) + "\n" + "mm"), &redactor).message;
+        assert_eq!(told, "m".repeat(509) + "…");
     }
 }

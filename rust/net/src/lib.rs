@@ -42,8 +42,8 @@ pub use sink::{Sink, Standing};
 pub use state::{READ_BYTES, Stats};
 pub use stream::EventStream;
 pub use target::{
-    Bounds, MAX_EXCHANGES, MAX_HTTP2_CONNECTIONS, MAX_IDLE, MAX_WAITING, Prepared, Request,
-    SubmitError, Target, TargetConfig, Vet,
+    Bounds, IDLE_TIMEOUT, MAX_EXCHANGES, MAX_HTTP2_CONNECTIONS, MAX_IDLE, MAX_WAITING, Prepared,
+    QUEUE_TIMEOUT, Request, SubmitError, Target, TargetConfig, Vet,
 };
 pub use tasks::Tasks;
 pub use unary::{ANSWER_BYTES, Call};

@@ -27,6 +27,12 @@ pub const MAX_HTTP2_CONNECTIONS: usize = 8;
 /// [`TargetConfig::max_waiting`].
 pub const MAX_WAITING: usize = 1024;
 
+/// [`TargetConfig::queue_timeout`].
+pub const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// [`TargetConfig::idle_timeout`].
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// [`TargetConfig::max_idle`].
 pub const MAX_IDLE: usize = 64;
 
@@ -74,9 +80,9 @@ impl TargetConfig {
             max_exchanges: MAX_EXCHANGES,
             max_http2_connections: MAX_HTTP2_CONNECTIONS,
             max_waiting: MAX_WAITING,
-            queue_timeout: Duration::from_secs(5),
+            queue_timeout: QUEUE_TIMEOUT,
             max_idle: MAX_IDLE,
-            idle_timeout: Duration::from_secs(4),
+            idle_timeout: IDLE_TIMEOUT,
         }
     }
 

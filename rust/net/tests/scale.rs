@@ -21,7 +21,7 @@ use worker_adapters_core::stream::{Count, FrameSink};
 use worker_adapters_core::{StreamConfig, StreamDecoder};
 use worker_adapters_net::origin::Origin;
 use worker_adapters_net::resolver::Resolve;
-use worker_adapters_net::{EventStream, TargetConfig};
+use worker_adapters_net::{EventStream, QUEUE_EVENTS, TargetConfig};
 
 /// Ten times and more what any of this takes; what is quadratic takes longer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -205,6 +205,47 @@ fn a_reader_that_waits_for_more_is_told_when_there_is_no_room() {
         tokens += texts(&events).len();
         tokens == 20
     });
+}
+
+#[test]
+fn so_many_events_wait_and_no_more() {
+    let rig = Rig::new();
+    let target = rig.target();
+    let (mut stream, mut socket) = rig.open(&target, plain());
+    write(&mut socket, HEAD);
+    // Each event in a read of its own; the first brings `started` along.
+    for number in 1..QUEUE_EVENTS {
+        assert!(!stream.is_full());
+        write(&mut socket, &chunk(&token("x", number)));
+        rig.until(|| stream.pending() == number + 1);
+    }
+    assert!(stream.is_full());
+    write(&mut socket, &chunk(&token("x", QUEUE_EVENTS)));
+    for _ in 0..20 {
+        rig.turn();
+        assert_eq!(stream.pending(), QUEUE_EVENTS);
+    }
+    let mut events = Vec::new();
+    assert!(stream.take(&mut events));
+    rig.until(|| stream.pending() == 1);
+    stream.take(&mut events);
+    assert_eq!(texts(&events).len(), QUEUE_EVENTS);
+}
+
+#[test]
+fn so_many_connections_rest_and_no_more() {
+    let rig = Rig::new();
+    let mut config = rig.config();
+    config.max_idle = 2;
+    let target = rig.reactor.target(config);
+    let mut open: Vec<_> = (0..3).map(|_| rig.open(&target, plain())).collect();
+    assert_eq!(rig.reactor.connections(), 3);
+    for (_, socket) in &mut open {
+        write(socket, &format!("{HEAD}{}0\r\n\r\n", chunk(STOP)));
+    }
+    rig.until(|| open.iter().all(|(stream, _)| stream.is_terminal()));
+    rig.until(|| rig.reactor.connections() == 2);
+    assert_eq!(rig.reactor.resting(), 2);
 }
 
 fn waiting_room(rig: &Rig, size: usize) -> TargetConfig {
