@@ -13,11 +13,17 @@ CARGO ?= cargo
 # Arguments for pytest: make test ARGS="-k cancel -x"
 ARGS ?=
 DIST ?= dist
+# What the wheel of `make dist` is built for, if not for this machine, and more for maturin.
+TARGET ?=
+DIST_ARGS ?=
+MATURIN ?= $(BIN)/maturin
 
 VENV := .venv
 BIN := $(VENV)/bin
 # Every cargo command sees the interpreter that maturin builds for, so nothing is compiled twice.
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
 # What has been installed is remembered by a stamp named after the dependency lists themselves:
 # edit a list in pyproject.toml and the next command brings the environment up to date.
@@ -100,8 +106,22 @@ bench-instructions: $(BIN)/python ## count the instructions of decoding per even
 build: $(BUILT) ## build the extension into the virtual environment
 
 .PHONY: dist
-dist: $(call stamp,RUN) ## build the sdist and, from it, the wheel; DIST=directory, default dist
-	$(BIN)/maturin build --quiet --release --locked --sdist --out '$(DIST)'
+dist: SBOM = $(CARGO_TARGET_DIR)/sbom/worker_adapters.cdx.json
+dist: $(if $(filter $(BIN)/%,$(MATURIN)),$(call stamp,RUN)) ## build the sdist and, from it, the wheel for the stable ABI; DIST=directory
+	@# Files of an sdist are dated 2006: cargo would take what it compiled of other ones for fresh.
+	$(CARGO) clean --quiet --release --locked $(addprefix --package worker-adapters-,core net python)
+	@mkdir -p '$(dir $(SBOM))'
+	$(PYTHON) .ci/sbom.py --target '$(or $(TARGET),$(HOST))' > '$(SBOM)'
+	$(MATURIN) build --quiet --release --locked --features abi3 --sdist --sbom-include '$(SBOM)' \
+		$(if $(TARGET),--target '$(TARGET)') --out '$(DIST)' $(DIST_ARGS)
+
+.PHONY: reproducible
+reproducible: REBUILT = $(or $(CARGO_TARGET_DIR),target)/reproducible
+reproducible: ## build sdist and wheel twice and compare them byte by byte
+	rm -rf '$(REBUILT)'
+	$(MAKE) dist DIST='$(REBUILT)/first'
+	$(MAKE) dist DIST='$(REBUILT)/second'
+	diff --recursive --brief '$(REBUILT)/first' '$(REBUILT)/second'
 
 .PHONY: venv
 venv: $(call stamp,RUN) $(call stamp,DEV) ## create the virtual environment with every dependency

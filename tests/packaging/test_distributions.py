@@ -5,14 +5,19 @@ import json
 import os
 import tarfile
 import tempfile
+import tomllib
+import uuid
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 
 from tests.packaging.support import Distributions, Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SBOM_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://cyclonedx.org/schema/bom-1.6.schema.json")
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +77,21 @@ def test_wheel_holds_the_package_and_its_types(wheel_files: dict[str, bytes]) ->
         "worker_adapters/py.typed",
     } <= set(wheel_files)
     libraries = [name for name in wheel_files if name.endswith(".so")]
-    assert [PurePosixPath(name).name.split(".")[0] for name in libraries] == ["_core"]
+    assert libraries == ["worker_adapters/_core.abi3.so"]
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel_files)
+
+
+def test_one_wheel_serves_every_python(distributions: Distributions) -> None:
+    _, version, python, abi, platform = distributions.wheel.stem.split("-")
+    assert version
+    assert (python, abi) == ("cp311", "abi3")
+    # Plain "linux" would say that it needs libraries that a machine may lack.
+    assert platform.startswith(("manylinux", "musllinux", "macosx"))
+
+
+def test_wheel_runs_nothing_on_its_own(wheel_files: dict[str, bytes]) -> None:
+    assert not {name for name in wheel_files if name.endswith(".pth") or ".data/" in name}
+    assert "sitecustomize.py" not in {PurePosixPath(name).name for name in wheel_files}
 
 
 def test_wheel_holds_no_tests(wheel_files: dict[str, bytes]) -> None:
@@ -119,6 +137,75 @@ def test_metadata(wheel_files: dict[str, bytes], repository: Path) -> None:
         "pydantic",
     ]
     assert set(metadata.get_all("Provides-Extra") or []) == {"cli", "demo"}
+
+
+@pytest.fixture(scope="session")
+def bill(wheel_files: dict[str, bytes]) -> dict[str, Any]:
+    """Return the wheel's bill of materials (PEP 770, CycloneDX)."""
+    (name,) = (name for name in wheel_files if ".dist-info/sboms/" in name)
+    assert name.endswith("/worker_adapters.cdx.json")
+    document: dict[str, Any] = json.loads(wheel_files[name])
+    assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
+    return document
+
+
+def test_bill_lists_the_crates_inside_as_they_were_locked(
+    bill: dict[str, Any], repository: Path
+) -> None:
+    lock = tomllib.loads((repository / "Cargo.lock").read_text(encoding="utf-8"))
+    checksums = {
+        (package["name"], package["version"]): package["checksum"]
+        for package in lock["package"]
+        if "checksum" in package
+    }
+    listed = {
+        (row["name"], row["version"]): row["hashes"][0]["content"]
+        for row in bill["components"]
+        if row["purl"].startswith("pkg:cargo/") and "hashes" in row
+    }
+    assert listed.items() <= checksums.items()
+    inside = {row["name"] for row in bill["components"] if row["scope"] == "required"}
+    assert {"h2", "mio", "pyo3", "ring", "rustls", "worker-adapters-core"} <= inside
+    # Features and kinds of dependency are told apart: these build, test or measure.
+    assert not {"cc", "criterion", "hyper", "proptest", "pyo3-macros", "rcgen", "serde"} & inside
+
+
+def test_bill_lists_the_packages_that_the_metadata_asks_for(
+    bill: dict[str, Any], wheel_files: dict[str, bytes]
+) -> None:
+    (name,) = (name for name in wheel_files if name.endswith(".dist-info/METADATA"))
+    asked = email.message_from_bytes(wheel_files[name]).get_all("Requires-Dist") or []
+    expected = {
+        requirement.split(">=")[0]: "optional" if "extra ==" in requirement else "required"
+        for requirement in asked
+        if not requirement.startswith("worker-adapters")
+    }
+    listed = {
+        row["name"]: row["scope"]
+        for row in bill["components"]
+        if row["purl"].startswith("pkg:pypi/")
+    }
+    assert listed == expected
+
+
+def test_bill_is_one_graph(bill: dict[str, Any]) -> None:
+    edges = {row["ref"]: row["dependsOn"] for row in bill["dependencies"]}
+    known = {row["bom-ref"] for row in bill["components"]}
+    wheel = bill["metadata"]["component"]["bom-ref"]
+    reached, waiting = {wheel}, [wheel]
+    while waiting:
+        further = set(edges.get(waiting.pop(), ())) - reached
+        reached |= further
+        waiting += further
+    optional = {row["bom-ref"] for row in bill["components"] if row["scope"] == "optional"}
+    assert reached | optional == known | {wheel}
+
+
+def test_bill_is_the_same_wherever_it_is_made(bill: dict[str, Any]) -> None:
+    assert set(bill["metadata"]) == {"component", "lifecycles"}  # no time, no tool's folder
+    text = json.dumps({key: bill[key] for key in bill if key != "serialNumber"}, sort_keys=True)
+    again = json.loads(text)
+    assert bill["serialNumber"] == uuid.uuid5(SBOM_NAMESPACE, json.dumps(again, sort_keys=True)).urn
 
 
 def test_wheel_works_in_a_clean_environment(clean_python: Path, run: Run, tmp_path: Path) -> None:
