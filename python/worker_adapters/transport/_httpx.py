@@ -22,12 +22,14 @@ from collections.abc import (
     Mapping,
 )
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from itertools import chain
 from typing import Any, Final, Literal, TypeAlias, cast
 from weakref import WeakSet
 
 import httpx
 
 from worker_adapters._core import EgressPolicy, __version__
+from worker_adapters._secret import SecretBytes
 from worker_adapters.transport import Headers, Progress, Request, TransportError
 from worker_adapters.transport._connect import denied
 from worker_adapters.transport._network import ConnectionPool, PooledResponse
@@ -76,7 +78,7 @@ class HttpxTransport:
         self._base_url = base_url
         self._ssl_context = ssl_context
         self._egress = EgressPolicy.for_base_url(base_url) if egress is None else egress
-        self._headers = (*headers, (b"Accept-Encoding", b"identity"))
+        self._headers = tuple(_unseen(headers, ((b"Accept-Encoding", b"identity"),)))
         self._injected = client
         self._urls: dict[str, httpx.URL] = {}
         self._sessions: dict[asyncio.AbstractEventLoop, _Session] = {}
@@ -110,8 +112,8 @@ class HttpxTransport:
                 outgoing = session.client.build_request(
                     request.method,
                     url,
-                    headers=[*self._headers, *request.headers],
-                    content=request.body or None,
+                    headers=_unseen(self._headers, request.headers),
+                    content=SecretBytes(request.body) if request.body else None,
                     timeout=httpx.Timeout(None, pool=POOL_WAIT_SECONDS),
                     extensions={"trace": trace},
                 )
@@ -207,6 +209,11 @@ def _client(
         # A jar that accepts nothing: one task's answer must not show in another's request.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
     )
+
+
+def _unseen(*headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Return headers whose values no traceback shows, whoever passes them on."""
+    return [(name, SecretBytes(value)) for name, value in chain(*headers)]
 
 
 def _public_trust() -> ssl.SSLContext:

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeAlias, cast
 import h11
 
 from worker_adapters._core import EgressPolicy
+from worker_adapters._secret import SecretBytes
 from worker_adapters.transport import Headers, TransportError
 from worker_adapters.transport._connect import Dialer
 from worker_adapters.transport._tls import is_refused_certificate
@@ -220,22 +221,21 @@ class Connection:
         on_step("write")
         self._whole = False
         try:
-            request = h11.Request(method=method, target=target, headers=list(headers))
+            head = self._wire(h11.Request(method=method, target=target, headers=list(headers)))
             # A server may answer before it has read all; its answer says more than our failure.
             with suppress(ConnectionError):
-                await self._send(request)
+                await self.socket.write(head)
                 async for piece in content:
-                    await self._send(h11.Data(data=piece))
-                await self._send(h11.EndOfMessage())
+                    await self.socket.write(self._wire(h11.Data(data=piece)))
+                await self.socket.write(self._wire(h11.EndOfMessage()))
         except h11.LocalProtocolError:
             raise TransportError("invalid_request", "validate", "no") from None
         on_step("head")
         return await self._head(on_step)
 
-    async def _send(self, event: h11.Event) -> None:
-        data = self._http.send(event)
-        if data:
-            await self.socket.write(data)
+    def _wire(self, event: h11.Event) -> SecretBytes:
+        """Return what an event is on the wire: a key, a prompt. h11's own events show theirs."""
+        return SecretBytes(self._http.send(event) or b"")
 
     async def _head(self, on_step: OnStep) -> h11.Response:
         interim = received = before = 0
