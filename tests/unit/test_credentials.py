@@ -100,6 +100,34 @@ def test_a_file_that_is_not_finished_is_tried_again(tmp_path: Path) -> None:
     assert bearer(credentials) == KEY
 
 
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620, 0o602, 0o601])
+def test_a_file_that_others_may_use_is_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int
+) -> None:
+    file = tmp_path / "key"
+    file.write_text(KEY, encoding="utf-8")
+    file.chmod(mode)
+    credentials = Credentials(file)
+    assert bearer(credentials) == KEY
+    file.write_text(OTHER, encoding="utf-8")
+    assert bearer(credentials) == OTHER
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("worker_adapters", "WARNING")
+    assert f"{file} (0{mode:o})" in record.getMessage()
+    assert not [key for key in (KEY, OTHER) if key in caplog.text]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400])
+def test_a_file_that_its_owner_alone_may_use(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int
+) -> None:
+    file = tmp_path / "key"
+    file.write_text(KEY, encoding="utf-8")
+    file.chmod(mode)
+    assert bearer(Credentials(file)) == KEY
+    assert not caplog.records
+
+
 def test_a_function_is_asked_every_time() -> None:
     keys = iter([KEY, OTHER, KEY])
     credentials = Credentials(lambda: next(keys))

@@ -1,5 +1,7 @@
 """The key of an engine: given, read from a file, or asked for, and never shown."""
 
+import logging
+import stat
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,8 @@ __all__ = ["ApiKey", "Credentials"]
 ApiKey: TypeAlias = str | SecretStr | Path | Callable[[], str | SecretStr]
 """A key; a file that holds one and nothing else; or a function that returns the key of now."""
 
+_LOGGER: Final = logging.getLogger("worker_adapters")
+
 MIN_KEY_CHARACTERS: Final = 6
 
 KEPT_KEYS: Final = 64
@@ -26,7 +30,8 @@ class Credentials:
     """Where a key comes from, and what must be redacted because of it.
 
     A file is read again when it changes, a function is asked before every request: keys may be
-    rotated while the adapter lives. The last `KEPT_KEYS` keys stay redacted.
+    rotated while the adapter lives. The last `KEPT_KEYS` keys stay redacted. A file that is not its
+    owner's alone is used all the same, and said to be so once, in a log record.
 
     Raises ValueError for a key that cannot be sent or redacted, TypeError for one of another type;
     so does `headers`, later on. No message repeats a key.
@@ -37,6 +42,7 @@ class Credentials:
         self._source = SecretStr(api_key) if isinstance(api_key, str) else api_key
         del api_key
         self._stamp: tuple[int, int, int] | None = None
+        self._warned = False
         self._used: deque[SecretStr] = deque(maxlen=KEPT_KEYS)
         self._headers: Headers = ()
         self.redactor = Redactor()
@@ -60,9 +66,17 @@ class Credentials:
             if stamp != self._stamp:
                 self._use(SecretStr(source.read_text(encoding="utf-8").strip()))
                 self._stamp = stamp
+                self._warn_of_others(source, status.st_mode)
         elif callable(source):
             self._use(_secret(source()))
         return self._headers
+
+    def _warn_of_others(self, file: Path, mode: int) -> None:
+        if self._warned or not mode & (stat.S_IRWXG | stat.S_IRWXO):
+            return
+        self._warned = True
+        permissions = stat.S_IMODE(mode)
+        _LOGGER.warning("others than its owner may use the key file %s (%04o)", file, permissions)
 
     def _use(self, key: SecretStr) -> None:
         if self._used and key == self._used[-1]:
