@@ -173,6 +173,7 @@ class Dispatcher:
             return None
         lease = Lease(ticket, pool, replica, permit, now, self._settle, self._vacate)
         replica.leases.add(lease)
+        replica.unanswered.add(lease)
         pool.admission.leases.add(lease)
         ticket.leases.add(lease)
         ticket.tried.add(replica)
@@ -263,6 +264,7 @@ class Dispatcher:
         replica.breaker.answered(lease.permit)
         self.note_breaker(replica, before)
         self._tell("start", ticket, pool_id, replica, attempt=attempt)
+        replica.unanswered.discard(lease)
         replica.tenants.add(lease)
         stream._watch(lease.ended, lease.left)
         weakref.finalize(stream, lease.dropped).atexit = False
@@ -297,6 +299,7 @@ class Dispatcher:
         lease.is_over = True
         ticket, pool, replica = lease.ticket, lease.pool, lease.replica
         replica.leases.discard(lease)
+        replica.unanswered.discard(lease)
         pool.admission.leases.discard(lease)
         ticket.leases.discard(lease)
         self._forget(ticket)

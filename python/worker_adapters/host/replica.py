@@ -50,6 +50,7 @@ class Replica:
         "replica_id",
         "report",
         "tenants",
+        "unanswered",
         "wake_prober",
     )
 
@@ -71,6 +72,8 @@ class Replica:
         """Whether it is bound no longer, so that its adapter is closed once nobody needs it."""
         self.leases: set[Lease] = set()
         """What is under way: submits, and streams without a terminal event."""
+        self.unanswered: set[Lease] = set()
+        """Those of them that the engine has not answered yet."""
         self.tenants: set[Lease] = set()
         """Streams that somebody may still read."""
         self.closing: asyncio.Task[None] | None = None
@@ -101,18 +104,19 @@ class Replica:
         """Estimate how many of its slots are in use, by us and by others.
 
         What the engine said is moved on by what we have begun and ended since, and weighs less the
-        older it is; our own count is what remains.
+        older it is; our own count is what remains. A task that it has not answered counts twice:
+        it waits for a slot there, or for nothing.
         """
-        own = float(len(self.leases))
+        own, late = float(len(self.leases)), len(self.unanswered)
         report = self.report
         if report is None or report.props is None:
-            return own
+            return own + late
         total, free = report.props.slots_total, report.props.slots_free
         if total is None or free is None:
-            return own
+            return own + late
         told = total - free + (own - report.in_flight)
         weight = FRESH_SECONDS / (FRESH_SECONDS + max(0.0, now - report.at))
-        return max(own, weight * told + (1.0 - weight) * own)
+        return max(own, weight * told + (1.0 - weight) * own) + late
 
     def released(self) -> None:
         """Tell whoever waits for it to be vacant, once it is."""
