@@ -65,10 +65,12 @@ pub(crate) fn parse(stream: &[u8]) -> Parsed {
             }
             "id" if value.contains('\0') => {}
             "id" => value.clone_into(&mut id_buffer),
-            // "If the field value consists of only ASCII digits".
+            // "If the field value consists of only ASCII digits". What 64 bits do not hold is no time
+            // that anybody waits for.
             "retry" => {
-                if !value.is_empty() && value.chars().all(|c| c.is_ascii_digit()) {
-                    retry = Some(value.parse().unwrap());
+                let digits = !value.is_empty() && value.chars().all(|c| c.is_ascii_digit());
+                if let (true, Ok(millis)) = (digits, value.parse()) {
+                    retry = Some(millis);
                     parsed.retry = retry;
                 }
             }
