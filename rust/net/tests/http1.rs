@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+#[path = "common/reference_chunks.rs"]
+mod reference_chunks;
+
 use std::fmt::Write as _;
 
 use proptest::prelude::*;
@@ -567,82 +570,6 @@ fn one_byte_at_a_time_and_every_single_cut_say_the_same() {
     }
 }
 
-/// The chunked coding, slowly: the data, and the fault or how many bytes the body took.
-fn reference(body: &[u8]) -> (Vec<u8>, Result<usize, Fault>) {
-    let mut data = Vec::new();
-    let end = reference_chunks(body, &mut data);
-    (data, end)
-}
-
-fn reference_chunks(body: &[u8], data: &mut Vec<u8>) -> Result<usize, Fault> {
-    let mut input = body;
-    loop {
-        let line = ReferenceLine::take(&mut input);
-        let digits = line.text.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
-        let (size, rest) = line.text.split_at(digits);
-        let rest = rest.trim_ascii_start();
-        let untold = line.text.is_empty() && !line.cr;
-        let plain = line.text.len() == digits || rest.starts_with(b";");
-        let padded = rest.is_empty() && !line.cr;
-        if !untold && (digits == 0 || digits > 16 || !(plain || padded)) {
-            return Err(Fault::Framing);
-        }
-        line.end?;
-        match u64::from_str_radix(std::str::from_utf8(size).unwrap(), 16).unwrap() {
-            0 => break,
-            size => {
-                let come = usize::try_from(size).unwrap_or(usize::MAX).min(input.len());
-                data.extend_from_slice(&input[..come]);
-                input = &input[come..];
-            }
-        }
-        match input {
-            [b'\r', b'\n', ..] => input = &input[2..],
-            [] | [b'\r'] => return Err(Fault::Truncated),
-            _ => return Err(Fault::Framing),
-        }
-    }
-    loop {
-        let line = ReferenceLine::take(&mut input);
-        let token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-        let name = line.text.split(|byte| *byte == b':').next().unwrap();
-        let told = name.len() < line.text.len();
-        if !name.iter().all(token) || (told && name.is_empty()) {
-            return Err(Fault::Framing);
-        }
-        if line.cr && !told && !name.is_empty() {
-            return Err(Fault::Framing);
-        }
-        line.end?;
-        if line.text.is_empty() {
-            return Ok(body.len() - input.len());
-        }
-    }
-}
-
-/// As much of a line as has come.
-struct ReferenceLine<'a> {
-    text: &'a [u8],
-    cr: bool,
-    end: Result<(), Fault>,
-}
-
-impl<'a> ReferenceLine<'a> {
-    fn take(input: &mut &'a [u8]) -> Self {
-        let is_text = |byte: &&u8| **byte == b'\t' || (**byte >= 32 && **byte != 127);
-        let (text, rest) = input.split_at(input.iter().take_while(is_text).count());
-        let end = match rest {
-            [b'\r', b'\n', rest @ ..] => {
-                *input = rest;
-                Ok(())
-            }
-            [] | [b'\r'] => Err(Fault::Truncated),
-            _ => Err(Fault::Framing),
-        };
-        Self { text, cr: rest.starts_with(b"\r"), end }
-    }
-}
-
 #[derive(Clone, Debug)]
 enum Part {
     Chunk(Vec<u8>, bool, String),
@@ -703,7 +630,7 @@ proptest! {
         if last {
             body.extend_from_slice(b"0\r\n\r\n");
         }
-        let (data, end) = reference(&body);
+        let (data, end) = reference_chunks::parse(&body);
         let response = [chunked("").as_bytes(), &body].concat();
         let seen = read(reader(), cut(&response, &sizes).into_iter(), true);
         prop_assert_eq!(seen.body, data);
