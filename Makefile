@@ -17,6 +17,9 @@ DIST ?= dist
 TARGET ?=
 DIST_ARGS ?=
 MATURIN ?= $(BIN)/maturin
+# How long each fuzz target runs, and which: make fuzz FUZZ_SECONDS=600 FUZZ_TARGETS="sse json"
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= sse json frames response redact redact_known redact_time egress config http1
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -90,6 +93,17 @@ fmt: $(call stamp,DEV) ## format Rust and Python and apply ruff's safe fixes
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZ_SECONDS, default 60; a crash is an error
+	$(PYTHON) rust/core/fuzz/seeds.py
+	cd rust/core/fuzz && env -u RUSTFLAGS $(CARGO) build --release --locked --quiet
+	cd rust/core/fuzz && mkdir -p artifacts && for target in $(FUZZ_TARGETS); do \
+		echo "== $$target"; \
+		env -u RUSTFLAGS $(CARGO) run --release --locked --quiet --bin $$target -- corpus/$$target \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=1024 -timeout=25 -verbosity=0 -print_final_stats=1 \
+			-artifact_prefix=artifacts/$$target-; \
+	done
+
 .PHONY: bench
 bench: $(call stamp,BENCH) $(BUILT) ## measure it beside its peers in 10 minutes and rewrite benches/RESULTS.md
 	$(BIN)/python -m benches.python.report
@@ -131,7 +145,7 @@ all: lint test ## everything CI runs
 
 .PHONY: clean
 clean: ## remove everything the commands made
-	rm -rf $(VENV) target dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) target dist mutants.out rust/core/fuzz/target rust/core/fuzz/corpus .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f python/worker_adapters/_core.*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
