@@ -266,7 +266,9 @@ class Connection:
                 if interim > INTERIM_RESPONSES or event.status_code == 101:
                     raise TransportError("protocol", "head")
             elif isinstance(event, h11.Response):
-                if len(event.headers) > HEAD_FIELDS:
+                # h11 bounds what is incomplete; a head that arrives whole may be of any size.
+                size = sum(len(name) + len(value) for name, value in event.headers)
+                if len(event.headers) > HEAD_FIELDS or size > HEAD_BYTES:
                     raise TransportError("protocol", "head")
                 return event
             else:
