@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,7 +10,16 @@ import pytest
 from tests.faults.outcomes import LOG
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _swift_collections() -> Iterator[None]:
+    """Spare every collection of garbage, of which `released` makes many, what was there before."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

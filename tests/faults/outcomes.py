@@ -10,28 +10,29 @@ import asyncio
 import contextlib
 import gc
 import json
+import socket
 import traceback
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.unit.tasks import PROMPT
+from tests.unit.tasks import ONCE, PROMPT
 from tests.unit.tasks import adapter as plain_adapter
 from tests.unit.wire import STREAM_HEAD, eventually, final, frame
-from worker_adapters import TokenEvent, WorkerError, WorkerIdentity
-from worker_adapters.testing.wire import LAST_CHUNK
+from worker_adapters import TokenEvent, VllmAdapter, WorkerError, WorkerIdentity
+from worker_adapters.testing.wire import LAST_CHUNK, chunk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from worker_adapters import TaskRequest, TokenStream, WorkerAdapter
-    from worker_adapters.engines import LlamaCppAdapter
+    from worker_adapters import LlamaCppAdapter, TaskRequest, TokenStream, WorkerAdapter
 
 __all__ = [
     "ANSWER",
     "KEY",
     "LOG",
+    "RESTING_ANSWER",
     "SAID",
     "TOKENS",
     "Outcome",
@@ -41,16 +42,35 @@ __all__ = [
     "finished",
     "read",
     "released",
+    "resting",
     "sockets_to",
     "until_sockets",
 ]
 
 KEY: Final = "canary-key-0123456789"
+
+
+def _vllm_frame(text: str, finish_reason: str | None = None) -> bytes:
+    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+    fields = {"id": "cmpl-1", "object": "text_completion", "model": "m", "choices": [choice]}
+    return chunk(b"data: " + json.dumps(fields).encode() + b"\n\n")
+
+
 SAID: Final = ("Quixotania", " is", " näher", " 🙂 than", " Zephyrina", " said")
 """What the engine says, a token each."""
 TOKENS: Final = b"".join(frame(text, count) for count, text in enumerate(SAID, 1))
 ANSWER: Final = STREAM_HEAD + TOKENS + final(len(SAID)) + LAST_CHUNK
 """A whole response that says it and ends."""
+RESTING_ANSWER: Final = b"".join(
+    (
+        STREAM_HEAD,
+        *(_vllm_frame(text) for text in SAID),
+        _vllm_frame("", "length"),
+        chunk(b"data: [DONE]\n\n"),
+        LAST_CHUNK,
+    )
+)
+"""The same from vLLM, after which the connection may rest."""
 _CANARIES: Final = (KEY, PROMPT, "Quixotania", "Zephyrina")
 _EVENTS = {"started", "token", "metrics", "end", "error"}
 
@@ -115,6 +135,13 @@ def adapter(url: str, **options: Any) -> LlamaCppAdapter:
     """Return an adapter that knows its engine, so that the first thing it sends is the task."""
     made = plain_adapter(url, **{"api_key": KEY, **options})
     made._identity = WorkerIdentity(engine_version="b1", ctx_max=1024)
+    return made
+
+
+def resting(url: str, **options: Any) -> VllmAdapter:
+    """As `adapter`, of an engine that is asked again over the same connection; llama.cpp is not."""
+    made = VllmAdapter(url, **{"api_key": KEY, "retries": ONCE, **options})
+    made._identity = WorkerIdentity(engine_version="0.1", ctx_max=1024)
     return made
 
 
@@ -205,10 +232,11 @@ def failed(
         "engine": "llamacpp",
         **more,
     }
-    assert {name: getattr(error, name) for name in wanted} == wanted
+    told = {name: getattr(error, name) for name in wanted}
+    assert told == wanted, f"{told}, not {wanted}"
     if raised is None:
         raised = phase not in {"first_token", "stream"}
-    assert outcome.is_raised is raised
+    assert outcome.is_raised is raised, f"raised by submit: {outcome.is_raised}"
     assert outcome.tokens == list(said[:tokens])
     return error
 
@@ -221,22 +249,20 @@ def finished(outcome: Outcome, said: Sequence[str] = SAID) -> None:
 
 
 def sockets_to(url: str) -> int:
-    """Return how many sockets of this process are connected, or about to be, to ``url``'s port."""
+    """Return how many sockets of this process are connected to ``url``'s port."""
     port = int(url.rsplit(":", 1)[1].split("/", maxsplit=1)[0])
-    own = {_target(entry) for entry in Path("/proc/self/fd").iterdir()}
-    count = 0
-    for table in ("tcp", "tcp6"):
-        for line in Path("/proc/self/net", table).read_text("ascii").splitlines()[1:]:
-            columns = line.split()
-            remote = int(columns[2].rsplit(":", 1)[1], 16)
-            count += remote == port and f"socket:[{columns[9]}]" in own
-    return count
+    return sum(_peer_port(int(entry.name)) == port for entry in Path("/proc/self/fd").iterdir())
 
 
-def _target(entry: Path) -> str:
-    with contextlib.suppress(OSError):
-        return str(entry.readlink())
-    return ""  # closed meanwhile
+def _peer_port(descriptor: int) -> int | None:
+    with contextlib.suppress(OSError):  # closed meanwhile, no socket, or not connected
+        own = socket.socket(fileno=descriptor)
+        try:
+            if own.family in {socket.AF_INET, socket.AF_INET6}:
+                return int(own.getpeername()[1])
+        finally:
+            own.detach()
+    return None
 
 
 async def until_sockets(url: str, count: int) -> None:

@@ -21,7 +21,6 @@ PENDING: Final = {
     *{f"A{number}" for number in range(1, 12)},
     *{f"B{number}" for number in range(1, 6)},
     *{f"C{number}" for number in range(1, 6)},
-    *{f"D{number}" for number in range(1, 14) if number != 9},
     "G5",
     *{f"I{number}" for number in range(1, 6)},
     *{f"J{number}" for number in range(1, 8)},
