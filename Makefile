@@ -34,6 +34,7 @@ requirements = $(PYTHON) .ci/requirements.py
 RUN := group:build project extra:demo
 DEV := group:test group:lint
 BENCH := group:bench
+AUDIT := group:audit
 stamp = $(VENV)/.stamp-$(1)-$(shell $(requirements) --hash $($(1)))
 
 RUST_SOURCES := Cargo.toml pyproject.toml $(wildcard Cargo.lock) \
@@ -75,7 +76,7 @@ real-engines: $(call stamp,DEV) $(BUILT) ## run the conformance suite on real en
 	$(if $(VLLM),VLLM='$(abspath $(VLLM))') $(BIN)/python -m pytest -m real tests/conformance $(ARGS)
 
 .PHONY: lint
-lint: $(call stamp,DEV) $(call stamp,BENCH) $(BUILT) ## check format, lints, types, doc links, the stub, and that a free-threaded build compiles
+lint: $(call stamp,DEV) $(call stamp,BENCH) $(BUILT) ## check format, lints, types, doc links, the stub, workflows, and that a free-threaded build compiles
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked --quiet
@@ -86,6 +87,8 @@ lint: $(call stamp,DEV) $(call stamp,BENCH) $(BUILT) ## check format, lints, typ
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest worker_adapters._core --mypy-config-file pyproject.toml \
 		--allowlist .ci/stubtest-allowlist.txt
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet --no-progress --min-severity medium .github
 
 .PHONY: fmt
 fmt: $(call stamp,DEV) ## format Rust and Python and apply ruff's safe fixes
@@ -123,7 +126,8 @@ build: $(BUILT) ## build the extension into the virtual environment
 dist: SBOM = $(CARGO_TARGET_DIR)/sbom/worker_adapters.cdx.json
 dist: $(if $(filter $(BIN)/%,$(MATURIN)),$(call stamp,RUN)) ## build the sdist and, from it, the wheel for the stable ABI; DIST=directory
 	@# Files of an sdist are dated 2006: cargo would take what it compiled of other ones for fresh.
-	$(CARGO) clean --quiet --release --locked $(addprefix --package worker-adapters-,core net python)
+	$(CARGO) clean --quiet --release --locked $(addprefix --package worker-adapters-,core net python) \
+		$(if $(TARGET),--target '$(TARGET)')
 	@mkdir -p '$(dir $(SBOM))'
 	$(PYTHON) .ci/sbom.py --target '$(or $(TARGET),$(HOST))' > '$(SBOM)'
 	$(MATURIN) build --quiet --release --locked --features abi3 --sdist --sbom-include '$(SBOM)' \
@@ -136,6 +140,13 @@ reproducible: ## build sdist and wheel twice and compare them byte by byte
 	$(MAKE) dist DIST='$(REBUILT)/first'
 	$(MAKE) dist DIST='$(REBUILT)/second'
 	diff --recursive --brief '$(REBUILT)/first' '$(REBUILT)/second'
+
+.PHONY: audit
+audit: $(call stamp,AUDIT) ## check licences and sources of crates and, by what the network knows, vulnerabilities; needs cargo-deny
+	$(CARGO) deny --locked check bans licenses sources
+	$(CARGO) deny --locked check advisories
+	$(requirements) project extra:cli extra:demo > $(VENV)/audited.txt
+	$(BIN)/pip-audit --strict --progress-spinner off --requirement $(VENV)/audited.txt
 
 .PHONY: venv
 venv: $(call stamp,RUN) $(call stamp,DEV) ## create the virtual environment with every dependency
@@ -162,7 +173,7 @@ $(call stamp,$(1)): | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --requirement $(VENV)/$(1).txt
 	@touch $$@
 endef
-$(foreach list,RUN DEV BENCH,$(eval $(call install,$(list))))
+$(foreach list,RUN DEV BENCH AUDIT,$(eval $(call install,$(list))))
 
 $(BUILT): $(call stamp,RUN) $(RUST_SOURCES)
 	PIP_QUIET=1 $(BIN)/maturin develop --quiet --release --locked
