@@ -505,6 +505,9 @@ class NativeStream:
     def is_sent(self) -> bool:
         """Whether the engine can have seen anything of the request."""
     @property
+    def has_started(self) -> bool:
+        """Whether the engine has begun to answer."""
+    @property
     def is_terminal(self) -> bool:
         """Whether the terminal event exists, taken or not."""
     @property

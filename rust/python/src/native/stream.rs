@@ -73,6 +73,7 @@ struct Inner {
     /// Taken from the stream, not yet from here.
     held: VecDeque<TokenEvent>,
     batch: Vec<TokenEvent>,
+    has_started: bool,
     terminal: Option<TokenEvent>,
     tokens_emitted: u64,
     metrics_dropped: u64,
@@ -88,6 +89,7 @@ impl PyNativeStream {
             stream: Some(stream),
             held: VecDeque::new(),
             batch: Vec::new(),
+            has_started: false,
             terminal: None,
             tokens_emitted: 0,
             metrics_dropped: 0,
@@ -155,14 +157,16 @@ impl PyNativeStream {
         let batch = match taken {
             Taken::None => return Ok(Next::End),
             Taken::One(event) => {
-                if event.is_terminal() {
+                if event.is_terminal() || is_started(&event) {
                     self.waker.tell_unattended(py)?;
                 }
                 return Ok(Next::Value(Bound::new(py, PyTokenEvent(event))?.into_any()));
             }
             Taken::Batch(batch) => batch,
         };
-        if batch.last().is_some_and(TokenEvent::is_terminal) {
+        if batch.last().is_some_and(TokenEvent::is_terminal)
+            || batch.first().is_some_and(is_started)
+        {
             self.waker.tell_unattended(py)?;
         }
         let value = if form == Form::Sse {
@@ -214,6 +218,7 @@ impl Inner {
         if let Some(stream) = &mut self.stream {
             stream.take(&mut self.batch);
         }
+        self.has_started |= self.batch.first().is_some_and(is_started);
         if self.batch.last().is_some_and(TokenEvent::is_terminal) {
             self.terminal = self.batch.last().cloned();
         }
@@ -358,6 +363,15 @@ impl PyNativeStream {
         self.lock(py).stream.as_ref().is_none_or(EventStream::is_sent)
     }
 
+    /// Whether the engine has begun to answer.
+    #[getter]
+    fn has_started(&self, py: Python<'_>) -> bool {
+        let inner = &*self.lock(py);
+        let Some(stream) = &inner.stream else { return inner.has_started };
+        // Of a stream that has not, nothing can come but its terminal event.
+        inner.has_started || stream.pending() > usize::from(stream.is_terminal())
+    }
+
     /// Whether the terminal event exists, taken or not.
     #[getter]
     fn is_terminal(&self, py: Python<'_>) -> bool {
@@ -399,6 +413,10 @@ impl PyNativeStream {
     fn __clear__(&self) {
         drop(self.waker.forget());
     }
+}
+
+fn is_started(event: &TokenEvent) -> bool {
+    matches!(event, TokenEvent::Started(_))
 }
 
 fn rendered<'py>(py: Python<'py>, batch: &[TokenEvent]) -> Bound<'py, PyBytes> {
