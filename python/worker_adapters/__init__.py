@@ -69,6 +69,9 @@ if TYPE_CHECKING:
         Tool,
         ToolCall,
     )
+    from worker_adapters.observe.formatter import JsonFormatter, JsonHandler
+    from worker_adapters.observe.logs import Logs
+    from worker_adapters.observe.text import TextPolicy
     from worker_adapters.retry import RetryPolicy
     from worker_adapters.stream import TokenStream
     from worker_adapters.tls import TlsOptions
@@ -89,7 +92,10 @@ __all__ = [
     "Extensions",
     "ImagePart",
     "InternalError",
+    "JsonFormatter",
+    "JsonHandler",
     "LlamaCppAdapter",
+    "Logs",
     "OpenAiAdapter",
     "Placement",
     "PoolUnavailable",
@@ -106,6 +112,7 @@ __all__ = [
     "TaskExtensions",
     "TaskRequest",
     "TextPart",
+    "TextPolicy",
     "TgiAdapter",
     "Timeouts",
     "TlsOptions",
@@ -172,6 +179,9 @@ _HOMES: Final = {
         "Tool",
         "ToolCall",
     ),
+    "observe.formatter": ("JsonFormatter", "JsonHandler"),
+    "observe.logs": ("Logs",),
+    "observe.text": ("TextPolicy",),
     "retry": ("RetryPolicy",),
     "stream": ("TokenStream",),
     "tls": ("TlsOptions",),

@@ -115,7 +115,8 @@ class Attempts:
     def __init__(self, retries: Retries, most: int) -> None:
         self._retries = retries
         self._most = most
-        self._made = 0
+        self.made = 0
+        """How often it has been sent."""
 
     def pause_after(
         self, error: WorkerError, repeat: Repeat, now: float, until: float | None
@@ -124,11 +125,11 @@ class Attempts:
 
         ``until`` is the instant by which everything has to be over.
         """
-        self._made += 1
-        if self._made >= self._most or not repeat.is_fit(error):
+        self.made += 1
+        if self.made >= self._most or not repeat.is_fit(error):
             return None
         if error.retry_after_ms is None:
-            pause = self._retries.pause(self._made - 1)
+            pause = self._retries.pause(self.made - 1)
         else:
             pause = error.retry_after_ms / 1000
         if until is not None and now + pause >= until:

@@ -13,13 +13,16 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from uuid import UUID
 
 from worker_adapters._abort import Abort, confirmed, patience
 from worker_adapters._core import TokenEvent
 from worker_adapters.contract import CancelReceipt, Collected, RerankScore
 from worker_adapters.errors import WorkerError
+
+if TYPE_CHECKING:
+    from worker_adapters.observe.narration import Narration
 
 __all__ = ["TokenStream"]
 
@@ -51,14 +54,17 @@ class TokenStream(ABC):
         "_clock",
         "_closed",
         "_loop",
+        "_narration",
         "_on_left",
         "_on_terminal",
+        "_overheard",
         "_process",
         "_reading",
         "_ready",
         "_stopped",
         "_task_id",
         "_terminal",
+        "_unstarted",
     )
 
     def __init__(
@@ -68,11 +74,13 @@ class TokenStream(ABC):
         clock: Callable[[], float],
         on_terminal: Callable[[TokenEvent], None] | None = None,
         abort: Abort | None = None,
+        narration: "Narration | None" = None,
     ) -> None:
         """Make a stream of the running loop.
 
         ``on_terminal`` is called with the terminal event, and not at all for a stream that is
-        dropped before it. ``abort`` is started when the stream is left or given up.
+        dropped before it. ``abort`` is started when the stream is left or given up. ``narration``
+        is told how the task fares.
         """
         self._task_id = task_id
         self._clock = clock
@@ -80,6 +88,11 @@ class TokenStream(ABC):
         self._on_left: Callable[[], None] | None = None
         self._terminal: TokenEvent | None = None
         self._abort = abort
+        self._narration = narration
+        self._unstarted = narration
+        """Who is still to be told that the engine has begun to answer."""
+        self._overheard = narration is not None and narration.has_text
+        """Whether every event has to pass `_hear`, because its text is logged."""
         self._stopped: Callable[[], Coroutine[Any, Any, bool | None]] | None = None
         """Waits for an engine without an abort to say that it has stopped; see `confirmed`."""
         self._loop = asyncio.get_running_loop()
@@ -346,11 +359,25 @@ class TokenStream(ABC):
         if on_left is not None:
             on_left()
 
+    def _began(self) -> None:
+        """Tell that the engine has begun to answer, once."""
+        narration, self._unstarted = self._unstarted, None
+        if narration is not None:
+            narration.started()
+
+    def _hear(self, events: list[TokenEvent]) -> list[TokenEvent]:
+        """Keep the text of what a reader takes, in development; returns the same."""
+        if self._overheard and self._narration is not None:
+            self._narration.heard(events)
+        return events
+
     def _ended(self, terminal: TokenEvent) -> None:
         """Act on the terminal event, as soon as it exists; called once."""
         self._terminal = terminal
         if self._abort is not None and _leaves_work(terminal):
             self._abort.start()
+        if self._narration is not None:
+            self._narration.ended(terminal)
         on_terminal, self._on_terminal = self._on_terminal, None
         if on_terminal is not None:
             on_terminal(terminal)

@@ -22,6 +22,8 @@ from pydantic import ValidationError
 from worker_adapters import Redactor, SubmitContext, TaskRequest, Timeouts, WorkerError
 from worker_adapters.engines import ENGINES, adapter_class
 from worker_adapters.extensions import Extensions
+from worker_adapters.observe.formatter import JsonFormatter
+from worker_adapters.observe.logs import Logs
 from worker_adapters.testing.engines import scripted_engine
 from worker_adapters.testing.wire import RawServer, response
 
@@ -48,6 +50,8 @@ class Shown:
         self._caplog = caplog
         self._parts: list[str] = []
         self.errors = 0
+        self.logs = Logs()
+        """Where the adapters' own lines go."""
 
     def add(self, *things: object) -> None:
         for thing in things:
@@ -67,10 +71,18 @@ class Shown:
             if task is not asyncio.current_task():
                 self._parts.append(repr(task))
 
+    def actions(self) -> set[str]:
+        """What the adapters' lines so far are of."""
+        assert self.logs.flush()
+        return {getattr(row, "action", "") for row in self._caplog.records}
+
     def check(self) -> None:
+        assert self.logs.flush()
+        assert not self.logs.dropped
         # Formatted, with the text of exceptions and the values of all attributes.
         records = [
-            f"{self._caplog.handler.format(row)} {row.__dict__}" for row in self._caplog.records
+            f"{self._caplog.handler.format(row)} {row.__dict__} {JsonFormatter().format(row)}"
+            for row in self._caplog.records
         ]
         for part in (*self._parts, *records):
             for canary in CANARIES:
@@ -105,6 +117,7 @@ async def shown(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Shown]:
         logging.getLogger(name).setLevel(level)
     watched.add(*(row.message for row in warned))
     watched.check()
+    watched.logs.close()
 
 
 def task(engine: str, **changes: Any) -> TaskRequest:
@@ -131,12 +144,14 @@ def playing(engine: str, **behaviour: Any) -> ScriptedEngine:
 
 
 @pytest.fixture(params=["httpx", "native"])
-def connected(request: pytest.FixtureRequest) -> Connect:
-    """Make adapters over each transport."""
+def connected(request: pytest.FixtureRequest, shown: Shown) -> Connect:
+    """Make adapters over each transport, whose lines are watched."""
 
     def make(engine: str, url: str, **options: Any) -> WorkerAdapter:
         cls: Any = adapter_class(engine)
-        made: WorkerAdapter = cls(url, api_key=KEY, transport=request.param, **options)
+        made: WorkerAdapter = cls(
+            url, api_key=KEY, transport=request.param, logs=shown.logs, **options
+        )
         return made
 
     return make
@@ -185,6 +200,7 @@ async def test_success(engine: str, connected: Connect, shown: Shown) -> None:
         for workload in ("embedding", "rerank"):
             await tried(adapter, task(engine, workload=workload), shown)
     shown.add(adapter)
+    assert shown.actions() >= {"submit", "start", "end"}
 
 
 @pytest.mark.parametrize("engine", ENGINES)

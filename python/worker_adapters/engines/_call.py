@@ -5,11 +5,14 @@ import contextlib
 import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from worker_adapters._abort import Abort
 from worker_adapters.contract import Timeouts
 from worker_adapters.transport import CancelledInFlightError, Progress
+
+if TYPE_CHECKING:
+    from worker_adapters.observe.narration import Narration
 
 __all__ = ["Call", "CancelledInFlightError", "Shared"]
 
@@ -41,6 +44,8 @@ class Call:
     """The engine's own abort, once a submit that was given up has started it."""
     stopped: Callable[[], Coroutine[Any, Any, bool | None]] | None = None
     """Waits for the engine to say that it no longer works on the task, where it can say so."""
+    narration: "Narration | None" = None
+    """Who tells how the call's task fares, where somebody listens."""
     cancelled: bool = False
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     over: asyncio.Event = field(default_factory=asyncio.Event)

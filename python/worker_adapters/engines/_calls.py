@@ -13,6 +13,7 @@ from worker_adapters.contract import SubmitContext, Timeouts
 from worker_adapters.engines._call import Call, CancelledInFlightError
 from worker_adapters.engines._credentials import Credentials
 from worker_adapters.errors import WorkerError
+from worker_adapters.observe.narration import Narrator
 from worker_adapters.retry import Repeat, Retries
 from worker_adapters.transport import (
     MAX_ANSWER_BYTES,
@@ -41,6 +42,7 @@ class HttpCalls(Anywhere, WorkerAdapter):
     _retries: Retries
     _timeouts: Timeouts
     _credentials: Credentials
+    _narrator: Narrator
     _transport: Transport
     _closed: bool
 
@@ -82,7 +84,15 @@ class HttpCalls(Anywhere, WorkerAdapter):
                 pause = attempts.pause_after(error, repeat, now, call.pause_end(until))
                 if pause is None:
                     raise
+                self._note_retry(call, error, attempts.made, pause)
             await call.wait(asyncio.sleep(pause), None)
+
+    def _note_retry(self, call: Call, error: WorkerError, attempt: int, pause: float) -> None:
+        """Tell that what failed so is sent once more after that pause, in seconds."""
+        if call.narration is not None:
+            call.narration.retried(error, attempt, pause)
+        else:
+            self._narrator.retry(error, attempt, pause)
 
     async def _once(self, request: Request, call: Call, until: float | None) -> bytes:
         if self._closed:

@@ -36,6 +36,8 @@ from worker_adapters.engines._credentials import ApiKey, Credentials
 from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported, private_texts
 from worker_adapters.engines._identity import IdentifiedEngine
 from worker_adapters.errors import WorkerError
+from worker_adapters.observe.logs import Logs
+from worker_adapters.observe.narration import Narrator, narrated
 from worker_adapters.retry import Repeat, Retries, RetryPolicy
 from worker_adapters.stream import TokenStream
 from worker_adapters.tls import TlsOptions
@@ -101,6 +103,9 @@ class HttpAdapter(IdentifiedEngine):
             unset.
         egress: What may be connected to; scheme, host and port of the base URL when unset. Of an
             injected client's connections only the URL is checked.
+        logs: Where the lines of the log contract go; the logger ``worker_adapters.adapter`` when
+            unset, which says nothing until the program configures it. Give one to many adapters,
+            and they share its thread.
         clock: Monotonic seconds; for tests.
         wall_clock: Seconds since 1970, which only a ``Retry-After`` date asks for; for tests.
         rng: Where seeds come from when a task has none, and the pauses between retries.
@@ -140,6 +145,7 @@ class HttpAdapter(IdentifiedEngine):
         max_streams: int = MAX_STREAMS,
         tls: TlsOptions | None = None,
         egress: EgressPolicy | None = None,
+        logs: Logs | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
@@ -190,6 +196,15 @@ class HttpAdapter(IdentifiedEngine):
             )
         self._rng = random.SystemRandom() if rng is None else rng
         self._retries = Retries(RetryPolicy() if retries is None else retries, self._rng.uniform)
+        self._narrator = Narrator(
+            Logs() if logs is None else logs,
+            engine=self.engine,
+            pool_id=pool_id,
+            replica_id=replica_id,
+            clock=clock,
+            keys=self._credentials,
+            uniform=self._rng.uniform,
+        )
         self._aborts: set[Abort] = set()
         self._submits: dict[UUID, Call] = {}
         self._streams: WeakValueDictionary[UUID, TokenStream] = WeakValueDictionary()
@@ -261,7 +276,17 @@ class HttpAdapter(IdentifiedEngine):
         context = SubmitContext() if context is None else context
         call = self._call(timeouts, context.correlation_id, task.deadline_ms / 1000)
         call.private = private_texts(task)
+        call.narration = self._narrator.task(task, context, call.correlation_id)
+        with narrated(call.narration):
+            return await self._submitted(task, context, call)
+
+    async def _submitted(
+        self, task: TaskRequest, context: SubmitContext, call: Call
+    ) -> TokenStream:
         dispatch = self._checked(task, call)
+        if call.narration is not None:
+            call.narration.served_by(_version(self._last_identity))
+            call.narration.submitted(dispatch.request_id)
         self._submits[task.task_id] = call
         try:
             stream = await self._dispatched(dispatch, context, call)
@@ -382,7 +407,12 @@ class HttpAdapter(IdentifiedEngine):
                 decoder = self._decoder(dispatch, context, call)
                 events = decoder.cancel(self._clock())
                 return PulledStream(
-                    dispatch.task.task_id, decoder, None, events=events, clock=self._clock
+                    dispatch.task.task_id,
+                    decoder,
+                    None,
+                    events=events,
+                    clock=self._clock,
+                    narration=call.narration,
                 )
         except Unsupported as refusal:
             field, why = refusal.field, refusal.why
@@ -391,6 +421,8 @@ class HttpAdapter(IdentifiedEngine):
     async def _informed(self, dispatch: Dispatch, call: Call) -> Dispatch:
         """Return the task for the engine as it is now. Raises WorkerError where they do not fit."""
         identity = await self._known_identity(call)
+        if call.narration is not None:
+            call.narration.served_by(_version(identity))
         dispatch = replace(dispatch, identity=identity, model=self._model)
         self._check_engine(dispatch, call)
         return dispatch
@@ -410,6 +442,7 @@ class HttpAdapter(IdentifiedEngine):
                 is_another = error.status is None or error.detail == "loading"
                 if is_another:
                     self._forget_identity(error.kind)
+                self._note_retry(call, error, attempts.made, pause)
             await call.wait(asyncio.sleep(pause), None)
             if is_another:
                 # Who answers now may have another model.
@@ -479,7 +512,8 @@ class HttpAdapter(IdentifiedEngine):
 
     async def _stream(self, dispatch: Dispatch, context: SubmitContext, call: Call) -> TokenStream:
         # Before the decoder, which has to know the key that they carry.
-        headers = _overlaid(self._headers(call, context), self._submit_headers(dispatch))
+        own = self._submit_headers(dispatch)
+        headers = _overlaid(self._task_headers(dispatch, context, call), own)
         if not self.keeps_after_stream:
             headers = (*headers, (b"Connection", b"close"))
         request = _sealed(self._completion(dispatch), headers)
@@ -493,16 +527,23 @@ class HttpAdapter(IdentifiedEngine):
             clock=self._clock,
             on_terminal=self._on_terminal,
             abort=self._prepared_abort(dispatch, call),
+            narration=call.narration,
         )
         stream = await self._data_plane.submit(submission)
         stream._stopped = call.stopped
         return stream
 
+    def _task_headers(self, dispatch: Dispatch, context: SubmitContext, call: Call) -> Headers:
+        # Unique, unlike the correlation id: some engines take it for the request's own.
+        request_id = (b"X-Request-Id", dispatch.request_id.encode())
+        return (*self._headers(call, context), request_id)
+
     async def _unary_stream(
         self, dispatch: Dispatch, context: SubmitContext, call: Call
     ) -> TokenStream:
         task = dispatch.task
-        request = _sealed(self._unary_request(dispatch), self._headers(call, context))
+        headers = self._task_headers(dispatch, context, call)
+        request = _sealed(self._unary_request(dispatch), headers)
         decoder = self._decoder(dispatch, context, call)
         decoder.dispatched(self._clock())
         # No variable holds the answer: it may quote the task.
@@ -517,7 +558,14 @@ class HttpAdapter(IdentifiedEngine):
             embeddings=answer.embeddings,
             scores=answer.scores,
         )
-        return PulledStream(task.task_id, decoder, None, events=events, clock=self._clock)
+        return PulledStream(
+            task.task_id,
+            decoder,
+            None,
+            events=events,
+            clock=self._clock,
+            narration=call.narration,
+        )
 
     def _on_terminal(self, event: TokenEvent) -> None:
         """Act on the end of a stream; one that is dropped has none."""
@@ -577,6 +625,10 @@ class HttpAdapter(IdentifiedEngine):
                 return None
             refusal = self._classified(answer, call)
         return refusal if isinstance(refusal, WorkerError) else None
+
+
+def _version(identity: WorkerIdentity | None) -> str | None:
+    return None if identity is None else identity.engine_version
 
 
 def _overlaid(headers: Headers, own: Headers) -> Headers:

@@ -301,6 +301,7 @@ class _NativeTokenStream(TokenStream):
             clock=submission.clock,
             on_terminal=submission.on_terminal,
             abort=submission.abort,
+            narration=submission.narration,
         )
         self._has_ended = False
         session.streams.add(self)
@@ -310,6 +311,11 @@ class _NativeTokenStream(TokenStream):
         if native is not None and not self._is_forked:
             if self._abort is not None and not native.is_terminal:
                 self._abort.start()
+            if self._narration is not None and not self._has_ended:
+                if (terminal := native.terminal) is None:
+                    self._narration.dropped(native.tokens_emitted)
+                else:
+                    self._narration.ended(terminal)
             native.close()
 
     @property
@@ -340,12 +346,16 @@ class _NativeTokenStream(TokenStream):
         return self._native.is_full
 
     def _take(self, most: int | None = None) -> list[TokenEvent]:
-        return self._native.take(most)
+        return self._hear(self._native.take(most))
 
     def _take_sse(self) -> bytes:
+        if self._overheard:
+            return b"".join(event.to_sse() for event in self._take())
         return self._native.take_sse()
 
     def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        if self._overheard:
+            return self
         return NativeEvents(self, self._native, self._loop, "events")
 
     async def __anext__(self) -> TokenEvent:
@@ -353,6 +363,8 @@ class _NativeTokenStream(TokenStream):
             return self._ready.popleft()
         if self._reading:
             raise second_reader()
+        if self._overheard:
+            return await super().__anext__()
         event: TokenEvent = await NativeEvents(self, self._native, self._loop, "events")
         return event
 
@@ -360,13 +372,13 @@ class _NativeTokenStream(TokenStream):
         self, max_events: int | None = None, max_wait: float | None = None
     ) -> AsyncIterator[list[TokenEvent]]:
         """Iterate over lists of events. See `TokenStream.batches`."""
-        if max_events is None and not max_wait and not self._ready:
+        if max_events is None and not max_wait and not self._ready and not self._overheard:
             return NativeEvents(self, self._native, self._loop, "batches")
         return super().batches(max_events, max_wait)
 
     def sse(self, max_wait: float | None = None) -> AsyncIterator[bytes]:
         """Iterate over the events as server-sent ones. See `TokenStream.sse`."""
-        if not max_wait and not self._ready:
+        if not max_wait and not self._ready and not self._overheard:
             return NativeEvents(self, self._native, self._loop, "sse")
         return super().sse(max_wait)
 
@@ -404,7 +416,9 @@ class _NativeTokenStream(TokenStream):
             self.look()
 
     def look(self) -> None:
-        """Act on the terminal event, once there is one."""
+        """Act on the engine's having begun to answer, and on the terminal event."""
+        if self._unstarted is not None and self._native.has_started:
+            self._began()
         if self._has_ended or not self._native.is_terminal:
             return
         self._has_ended = True

@@ -11,13 +11,16 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from worker_adapters._abort import Abort
 from worker_adapters._core import StreamDecoder, TokenEvent
 from worker_adapters.stream import TokenStream
 from worker_adapters.transport import ByteStream, TransportError
+
+if TYPE_CHECKING:
+    from worker_adapters.observe.narration import Narration
 
 __all__ = ["PulledStream"]
 
@@ -53,9 +56,12 @@ class PulledStream(TokenStream):
         clock: Callable[[], float] = time.monotonic,
         on_terminal: Callable[[TokenEvent], None] | None = None,
         abort: Abort | None = None,
+        narration: "Narration | None" = None,
     ) -> None:
         """Go on where ``decoder`` is; ``events`` is what it has produced so far."""
-        super().__init__(task_id, clock=clock, on_terminal=on_terminal, abort=abort)
+        super().__init__(
+            task_id, clock=clock, on_terminal=on_terminal, abort=abort, narration=narration
+        )
         self._body = body
         self._decoder = decoder
         self._over = False
@@ -64,7 +70,7 @@ class PulledStream(TokenStream):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         decoder.reader(True, clock())
-        self._ready.extend(events)
+        self._ready.extend(self._hear(list(events)))
         decoder.hold()
         self._decoded()
 
@@ -73,8 +79,11 @@ class PulledStream(TokenStream):
         if body is not None and not self._is_forked:
             self._drop_timer()
             body.abort()
-            if self._abort is not None and not self._decoder.is_terminal:
-                self._abort.start()
+            if not self._decoder.is_terminal:
+                if self._abort is not None:
+                    self._abort.start()
+                if self._narration is not None:
+                    self._narration.dropped(self._decoder.tokens_emitted)
 
     @property
     def is_terminal(self) -> bool:
@@ -100,9 +109,12 @@ class PulledStream(TokenStream):
         return self._decoder.pending
 
     def _take(self, most: int | None = None) -> list[TokenEvent]:
-        return self._decoder.take(most)
+        events = self._decoder.take(most)
+        return self._hear(events) if self._overheard else events
 
     def _take_sse(self) -> bytes:
+        if self._overheard:
+            return b"".join(event.to_sse() for event in self._take())
         return self._decoder.take_sse()
 
     async def _read(self, until: float | None) -> None:
@@ -163,6 +175,8 @@ class PulledStream(TokenStream):
 
     def _decoded(self) -> None:
         """Act on what the decoder made of an input: a timer to set, or the terminal event."""
+        if self._unstarted is not None and self._has_started:
+            self._began()
         if not self._decoder.is_terminal:
             self._set_timer()
             return
@@ -178,6 +192,12 @@ class PulledStream(TokenStream):
             else:
                 self._body.abort()
         self._ended(terminal)
+
+    @property
+    def _has_started(self) -> bool:
+        # Of a stream that has not, nothing comes but its terminal event.
+        events = len(self._ready) + self._decoder.pending
+        return events > int(self._decoder.is_terminal)
 
     def _end(self) -> bool:
         running = not self._decoder.is_terminal

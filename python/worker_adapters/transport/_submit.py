@@ -48,6 +48,7 @@ class PulledTransport:
             clock=clock,
             on_terminal=submission.on_terminal,
             abort=submission.abort,
+            narration=submission.narration,
         )
 
     async def aclose(self) -> None:

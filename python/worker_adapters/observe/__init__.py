@@ -1,0 +1,1 @@
+"""What adapters and their host tell whoever operates them. See docs/logs.md."""

@@ -1,0 +1,92 @@
+"""Lines as JSON, one object per line."""
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import IO, Any, Final
+
+from worker_adapters._core import Redactor
+
+__all__ = ["FIELDS", "JsonFormatter", "JsonHandler"]
+
+FIELDS: Final = (
+    "job_id",
+    "session_id",
+    "task_id",
+    "request_id",
+    "correlation_id",
+    "engine",
+    "engine_version",
+    "pool_id",
+    "replica_id",
+    "queue_position",
+    "predicted_start_ms",
+    "tokens_in",
+    "tokens_out",
+    "decode_time_ms",
+    "latency_first_token_ms",
+    "finish_reason",
+    "code",
+    "detail",
+    "phase",
+    "retriable",
+    "error",
+    "attempt",
+    "pause_ms",
+    "state",
+    "prompt",
+    "text",
+    "actor",
+    "action",
+    "target",
+)
+"""The attributes of a record that a line has, in order, where the record has them."""
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a record as one JSON object in one line: ``ts, level, logger``, `FIELDS`, ``human``.
+
+    ``ts`` is UTC with milliseconds. Only ASCII, so that nothing can be taken for the end of a line.
+    Records of others are formatted, too: their message, redacted, is ``human``, and what was raised
+    ``exception``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._redactor = Redactor()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its end."""
+        at = datetime.fromtimestamp(record.created, UTC)
+        line: dict[str, Any] = {
+            "ts": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+        }
+        told = record.__dict__
+        for name in FIELDS:
+            value = told.get(name)
+            if value is not None:
+                line[name] = value
+        human = record.getMessage()
+        line["human"] = human if "actor" in told else self._redactor.redact(human)
+        if record.exc_info and record.exc_info[1] is not None:
+            line["exception"] = self._redactor.redact(self.formatException(record.exc_info))
+        return json.dumps(line, default=str, separators=(",", ":"))
+
+
+class JsonHandler(logging.StreamHandler[Any]):
+    """Writes JSON lines to a stream, stderr unless given; behind `Logs` what cannot be is counted.
+
+    The standard library's handlers swallow what befalls them and print it to stderr; this one
+    raises it.
+    """
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        super().__init__(stream)
+        self.setFormatter(JsonFormatter())
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        """Raise what is being handled."""
+        del record
+        raise  # noqa: PLE0704 - called while it is
