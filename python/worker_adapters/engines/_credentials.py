@@ -5,7 +5,7 @@ import stat
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from pydantic import SecretStr
 
@@ -13,7 +13,7 @@ from worker_adapters._core import Redactor
 from worker_adapters._secret import SecretBytes
 from worker_adapters.transport import Headers
 
-__all__ = ["ApiKey", "Credentials"]
+__all__ = ["ApiKey", "Credentials", "seal_key"]
 
 ApiKey: TypeAlias = str | SecretStr | Path | Callable[[], str | SecretStr]
 """A key; a file that holds one and nothing else; or a function that returns the key of now."""
@@ -89,6 +89,12 @@ class Credentials:
         self.redactor = Redactor([used.get_secret_value() for used in self._used])
         bearer = SecretBytes(b"Bearer " + key.get_secret_value().encode("ascii"))
         self._headers = ((b"Authorization", bearer),)
+
+
+def seal_key(options: dict[str, Any]) -> None:
+    """Keep a plain key among an adapter's options out of the variables of whoever holds them."""
+    if isinstance(options.get("api_key"), str):
+        options["api_key"] = SecretStr(options["api_key"])
 
 
 def _secret(given: object) -> SecretStr:

@@ -17,6 +17,7 @@ from worker_adapters.capabilities import Feature
 from worker_adapters.contract import TaskRequest, Timeouts, WorkerIdentity, WorkerProps, Workload
 from worker_adapters.engines._call import Call
 from worker_adapters.engines._chat import message_list, tool_list
+from worker_adapters.engines._credentials import seal_key
 from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported
 from worker_adapters.engines._http import HttpAdapter
 from worker_adapters.errors import AdapterError
@@ -141,6 +142,7 @@ class LlamaCppAdapter(HttpAdapter):
     determinism = "best_effort"
 
     def __init__(self, base_url: str, *, stream_metrics: bool = False, **options: Any) -> None:
+        seal_key(options)
         super().__init__(base_url, **options)
         self._stream_metrics = stream_metrics
 
