@@ -24,7 +24,7 @@ PENDING: Final = {
     "G5",
     *{f"I{number}" for number in range(1, 6)},
     *{f"J{number}" for number in range(1, 8)},
-    *{f"K{number}" for number in range(1, 5)},
+    *{f"K{number}" for number in (1, 2, 4)},
 }
 """Rows that have no test yet."""
 
