@@ -9,6 +9,9 @@ import pytest
 
 REGISTRY = "registry+https://github.com/rust-lang/crates.io-index"
 MANIFESTS = ("rust/core", "rust/net", "rust/python")
+COMMAND = re.compile(
+    r"\t.*(\$\((CARGO|MATURIN)\)|maturin) (build|check|clippy|deny|develop|doc|test) "
+)
 MOST_DIRECT = 12
 """How many crates of others each crate of ours may name."""
 
@@ -52,10 +55,6 @@ def test_everything_is_locked_and_from_the_crates_registry(repository: Path) -> 
 
 def test_no_command_may_change_the_lock_file(repository: Path) -> None:
     text = re.sub(r"\\\n\s*", "", (repository / "Makefile").read_text(encoding="utf-8"))
-    commands = [
-        line.strip()
-        for line in text.splitlines()
-        if re.match(r"\t.*(\$\(CARGO\)|maturin\)?) (build|check|clippy|develop|doc|test) ", line)
-    ]
+    commands = [line.strip() for line in text.splitlines() if COMMAND.match(line)]
     assert len(commands) >= 6
     assert not [command for command in commands if "--locked" not in command]
