@@ -98,6 +98,10 @@ class EventLog:
         else:
             self.note(f"{how}: {type(error).__name__}")
 
+    def count(self, what: str) -> int:
+        """Return how often that has happened."""
+        return sum(line == what for _, line in self._lines)
+
     def text(self) -> str:
         shown = []
         for what, same in groupby(self._lines, key=lambda line: line[1]):

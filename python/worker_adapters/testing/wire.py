@@ -340,5 +340,5 @@ class RawServer:
             self._playing.discard(task)
             connection.end()
             writer.close()
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
                 await writer.wait_closed()
