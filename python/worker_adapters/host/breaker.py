@@ -28,8 +28,8 @@ LONGEST_RUN: Final = 4
 _OURS: Final = frozenset(("local", "fd", "saturated", "circuit_open", "closed"))
 """What says something of this process."""
 
-_BUSY: Final = frozenset(("rate_limited", "queue_full", "loading", "draining", "shed"))
-"""What a replica says that is well and takes nothing now."""
+_BUSY: Final = frozenset(("rate_limited", "queue_full"))
+"""What a replica says that is well and has too much to do."""
 
 _NONSENSE: Final = frozenset(
     ("status", "protocol", "framing", "content_type", "content_encoding", "bad_json", "bomb")
@@ -42,8 +42,9 @@ _UNANSWERED: Final = frozenset(("resolve", "connect", "tls", "write", "head", "f
 def is_failure(error: WorkerError, waited: float, stall: float) -> bool:
     """Whether an error tells against the replica that it came from, after ``waited`` seconds.
 
-    Broken and refused connections, 5xx, cut-off streams, nonsense and stalls do. What the task or
-    the configuration got wrong does not, nor what is busy, nor what happened on our side.
+    Broken and refused connections, 5xx, cut-off streams, nonsense and stalls do, and so does one
+    that says it is loading: tasks are sent only to those that have said they were ready. What the
+    task or the configuration got wrong does not, nor what is busy, nor what happened on our side.
     """
     match error.kind:
         case "PoolUnavailable":
@@ -172,7 +173,7 @@ class Breaker:
         return self._open_if_due(now)
 
     def came_back(self, now: float) -> None:
-        """Note that the replica was seen gone and is there again: a trial may be made at once."""
+        """Note that the replica was not ready and is again: a trial may be made at once."""
         if self._state == "open":
             self._until = min(self._until, now)
             self._streak = 0

@@ -260,10 +260,13 @@ class Dispatcher:
             self._settle(lease, None)
             self._vacate(lease)
             raise
-        before = replica.breaker.state
-        replica.breaker.answered(lease.permit)
-        self.note_breaker(replica, before)
-        self._tell("start", ticket, pool_id, replica, attempt=attempt)
+        terminal = stream._terminal
+        if terminal is None or terminal.finish_reason != "cancelled":
+            # One that was cancelled on its way has a stream, too, and no answer.
+            before = replica.breaker.state
+            replica.breaker.answered(lease.permit)
+            self.note_breaker(replica, before)
+            self._tell("start", ticket, pool_id, replica, attempt=attempt)
         replica.unanswered.discard(lease)
         replica.tenants.add(lease)
         stream._watch(lease.ended, lease.left)

@@ -503,7 +503,7 @@ class AdapterHost:
         was_ready = before is not None and before.health.ready
         if health.ready:
             replica.breaker.probed(True, now)
-            if before is not None and not before.health.live:
+            if before is not None and not was_ready:
                 replica.breaker.came_back(now)
         elif not health.live and not replica.astray:
             replica.breaker.probed(False, now)

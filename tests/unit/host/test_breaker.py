@@ -210,7 +210,7 @@ def test_there_is_never_more_than_one_trial(steps: list[tuple[str, float]]) -> N
         (failed("bad_json"), True),
         (failed("rate_limited", status=429), False),
         (failed("queue_full"), False),
-        (failed("loading"), False),
+        (failed("loading", status=503), True),
         (failed("fd"), False),
         (failed("saturated"), False),
         (failed("invalid_request", status=400), False),

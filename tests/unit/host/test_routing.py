@@ -184,13 +184,13 @@ def test_a_replica_that_never_answers_costs_no_more_than_its_share() -> None:
                     await stream.collect()
                     done += 1
 
-            clients = [asyncio.create_task(client(50)) for _ in range(40)]
-            finished, stuck = await asyncio.wait(clients, timeout=60.0)
+            clients = [asyncio.create_task(client(15)) for _ in range(40)]
+            finished, stuck = await asyncio.wait(clients, timeout=30.0)
             for each in stuck:
                 each.cancel()
             await asyncio.gather(*stuck, return_exceptions=True)
             # No more tasks hang than its share of what is in flight at a time; the others end.
             assert 0 < len(stuck) == len(hole.tasks) <= 40 / 4
-            assert done >= 50 * len(finished)
+            assert done >= 15 * len(finished)
 
     run(main())
