@@ -345,15 +345,15 @@ class Dispatcher:
             replica.wake_prober.set()
         elif error.status is not None and error.kind == "Adapter":
             replica.breaker.answered(lease.permit)
-        self.note_breaker(replica, before)
+        self.note_breaker(replica, before, error)
 
     def _abandon(self, lease: Lease) -> None:
         before = lease.replica.breaker.state
         lease.replica.breaker.abandoned(lease.permit)
         self.note_breaker(lease.replica, before)
 
-    def note_breaker(self, replica: Replica, before: str) -> None:
-        """Tell of a breaker that has changed its state."""
+    def note_breaker(self, replica: Replica, before: str, error: WorkerError | None = None) -> None:
+        """Tell of a breaker that has changed its state; ``error`` is what made it do so."""
         state = replica.breaker.state
         if state == before:
             return
@@ -367,6 +367,7 @@ class Dispatcher:
                 replica.replica_id,
                 engine=replica.adapter.engine,
                 detail=state,
+                error=error,
             )
         )
 

@@ -46,7 +46,8 @@ class HostEvent:
     ``unbind``            a replica is gone; ``closed``: and so is its adapter
     ``admission``         the pool's decision is ``detail`` now
     ``ready``, ``unready``  what a probe found has changed; ``detail`` says why it is not ready
-    ``breaker``           the breaker went to the state ``detail``
+    ``breaker``           the breaker went to the state ``detail``, because of ``error`` if there
+                          was one
     ``submit``            a task was given to a replica, the ``attempt``-th one
     ``start``             the engine has taken it up
     ``retry``             it had not, with ``error``, and another replica is tried

@@ -20,6 +20,7 @@ from worker_adapters.host.dispatch import Dispatcher
 from worker_adapters.host.drain import drained
 from worker_adapters.host.events import Action, HostEvent, Observer, Observers
 from worker_adapters.host.lease import Ticket
+from worker_adapters.host.lines import Lines
 from worker_adapters.host.placement import Misplaced, Route, route
 from worker_adapters.host.policy import HedgePolicy, PoolPolicy, ProbePolicy
 from worker_adapters.host.prober import Prober
@@ -34,6 +35,7 @@ from worker_adapters.host.reports import (
     ReplicaCapabilities,
     ReplicaHealth,
 )
+from worker_adapters.observe.logs import Logs
 from worker_adapters.retry import Retries, RetryPolicy
 from worker_adapters.stream import TokenStream
 
@@ -63,6 +65,7 @@ class AdapterHost:
         pools: Policies by pool; these pools exist though nothing be bound yet.
         probes: How often replicas are asked whether they are ready.
         observers: Who is told what happens; see `HostEvent`.
+        logs: Where lines about breakers, retries and refusals go; give it to the adapters, too.
         clock: Monotonic seconds; for tests.
         rng: Draws replicas, probe times and correlation ids; for tests.
     """
@@ -74,6 +77,7 @@ class AdapterHost:
         pools: Mapping[str, PoolPolicy] | None = None,
         probes: ProbePolicy | None = None,
         observers: Iterable[Observer] = (),
+        logs: Logs | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -81,6 +85,8 @@ class AdapterHost:
         self._policy = PoolPolicy() if policy is None else policy
         self._probes = ProbePolicy() if probes is None else probes
         self._observers = Observers(observers)
+        if logs is not None:
+            self._observers.add(Lines(logs, clock))
         self._clock = clock
         # Correlation ids must not be guessable, nor repeat in a fork; the seed is the system's.
         self._rng = random.Random(os.urandom(32)) if rng is None else rng  # noqa: S311
