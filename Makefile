@@ -31,7 +31,7 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 # What has been installed is remembered by a stamp named after the dependency lists themselves:
 # edit a list in pyproject.toml and the next command brings the environment up to date.
 requirements = $(PYTHON) .ci/requirements.py
-RUN := group:build project extra:demo
+RUN := group:build project extra:demo extra:config
 DEV := group:test group:lint
 BENCH := group:bench
 AUDIT := group:audit

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from worker_adapters.cli import certify, decode, demo, fake_engine, generate, probe
+from worker_adapters.cli import certify, config, decode, demo, fake_engine, generate, probe
 from worker_adapters.cli._console import guarded, print_text
 
 __all__ = ["app"]
@@ -55,3 +55,5 @@ for _name, _command in (
     ("demo", demo.demo),
 ):
     app.command(_name)(guarded()(_command))
+
+app.add_typer(config.config, name="config")
