@@ -2,7 +2,7 @@
 
 ``make bench`` calls it, ``make bench-full`` with ``--full``. Rust figures come from criterion's own
 files, from the counting allocator's output and from callgrind, Python figures from decode.py,
-queued.py and endtoend.py, each run as its own process. What fails leaves a gap in the report. The
+queued.py, host.py and endtoend.py, each run as its own process. What fails leaves a gap in the report. The
 long form goes on where it was broken off.
 """
 
@@ -137,6 +137,7 @@ class InMemory:
 
     python: Mapping[str, Any] | None
     queued: Mapping[str, Sequence[float]] | None
+    host: Mapping[str, Sequence[float]] | None
     timed: bool
     allocations: Sequence[Mapping[str, Any]] | None
     instructions: Mapping[str, float] | None
@@ -146,6 +147,7 @@ class InMemory:
         """Run everything."""
         python = attempt([sys.executable, "-m", "benches.python.decode"])
         queued = attempt([sys.executable, "-m", "benches.python.queued"])
+        host = attempt([sys.executable, "-m", "benches.python.host"])
         shutil.rmtree(TARGET / "criterion", ignore_errors=True)
         bench = [CARGO, "bench", "--quiet", "--locked", "--package", PACKAGE, "--bench"]
         short = [] if full else ["--", "--warm-up-time", "1", "--measurement-time", "2"]
@@ -159,6 +161,7 @@ class InMemory:
         return cls(
             python=json.loads(python) if python else None,
             queued=json.loads(queued) if queued else None,
+            host=json.loads(host) if host else None,
             timed=timed is not None,
             allocations=[json.loads(line) for line in counted.splitlines()] if counted else None,
             instructions=instructions,
@@ -252,6 +255,7 @@ def targets(measured: Measured, found: InMemory) -> list[str]:
         *decoding_rows(found),
         *target_rows(measured),
         accounting_row(found),
+        lookup_row(found),
         *growth_rows(measured),
     ]
     return [
@@ -349,6 +353,18 @@ def accounting_row(found: InMemory) -> Row:
     return target_row("accounting per token", "≤ 10 ns", told, met=None)
 
 
+def lookup_row(found: InMemory) -> Row:
+    """Return the row of the host's registry."""
+    rounds = (found.host or {}).get("lookup")
+    spent = None if rounds is None else statistics.median(rounds)
+    return target_row(
+        "pool lookups a second, one thread",
+        "≥ 1,000,000",
+        None if spent is None else f"{1e9 / spent:,.0f}; {spent:,.0f} ns each",
+        met=None if spent is None else spent <= 1000,
+    )
+
+
 def queued_section(found: InMemory) -> list[str]:
     """Render what handing over takes."""
     lines = ["## Events already there", ""]
@@ -367,6 +383,29 @@ def queued_section(found: InMemory) -> list[str]:
         *table(
             ["", "ns per event"],
             [(f"`{way}`", spread(medians)) for way, medians in found.queued.items()],
+        ),
+    ]
+
+
+def host_section(found: InMemory) -> list[str]:
+    """Render what the adapter host takes."""
+    lines = ["## The adapter host", ""]
+    if found.host is None:
+        return [*lines, "Not measured: its run failed.", ""]
+    return [
+        *lines,
+        (
+            "1,000 pools of one replica and one of 16, whose adapters answer from memory. CPU time "
+            "of the thread; `submit` includes closing the stream. Medians of the rounds, in "
+            "brackets the least and the most."
+        ),
+        "",
+        *table(
+            ["", "ns", "a second"],
+            [
+                (what, spread(rounds), f"{1e9 / statistics.median(rounds):,.0f}")
+                for what, rounds in found.host.items()
+            ],
         ),
     ]
 
@@ -393,6 +432,7 @@ def main() -> None:
     lines += targets(measured, found)
     lines += section(measured, ROOT, table)
     lines += queued_section(found)
+    lines += host_section(found)
     lines += python_section(found.python)
     lines += rust_section(found)
     RESULTS.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
