@@ -2,8 +2,8 @@
 
 ``make bench`` calls it, ``make bench-full`` with ``--full``. Rust figures come from criterion's own
 files, from the counting allocator's output and from callgrind, Python figures from decode.py,
-queued.py, host.py and endtoend.py, each run as its own process. What fails leaves a gap in the report. The
-long form goes on where it was broken off.
+queued.py, host.py and endtoend.py, each run as its own process. What fails leaves a gap in the
+report. The long form goes on where it was broken off.
 """
 
 import argparse
