@@ -107,6 +107,10 @@ fuzz: ## run every fuzz target for FUZZ_SECONDS, default 60; a crash is an error
 			-artifact_prefix=artifacts/$$target-; \
 	done
 
+.PHONY: soak
+soak: $(call stamp,DEV) $(call stamp,BENCH) $(BUILT) ## load, faults and cancels, and what grows; LONG=1 for hours, ARGS="--peers cancels --cancels 1000000"
+	$(BIN)/python -m tests.soak $(if $(LONG),--long) $(ARGS)
+
 .PHONY: bench
 bench: $(call stamp,BENCH) $(BUILT) ## measure it beside its peers in 10 minutes and rewrite benches/RESULTS.md
 	$(BIN)/python -m benches.python.report
