@@ -22,7 +22,7 @@ from worker_adapters.contract import CancelReceipt, Collected, RerankScore
 from worker_adapters.errors import WorkerError
 
 if TYPE_CHECKING:
-    from worker_adapters.observe.narration import Narration
+    from worker_adapters.observe.watching import TaskWatcher
 
 __all__ = ["TokenStream"]
 
@@ -74,7 +74,7 @@ class TokenStream(ABC):
         clock: Callable[[], float],
         on_terminal: Callable[[TokenEvent], None] | None = None,
         abort: Abort | None = None,
-        narration: "Narration | None" = None,
+        narration: "TaskWatcher | None" = None,
     ) -> None:
         """Make a stream of the running loop.
 

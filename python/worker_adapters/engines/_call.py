@@ -12,7 +12,7 @@ from worker_adapters.contract import Timeouts
 from worker_adapters.transport import CancelledInFlightError, Progress
 
 if TYPE_CHECKING:
-    from worker_adapters.observe.narration import Narration
+    from worker_adapters.observe.watching import TaskWatcher
 
 __all__ = ["Call", "CancelledInFlightError", "Shared"]
 
@@ -44,7 +44,7 @@ class Call:
     """The engine's own abort, once a submit that was given up has started it."""
     stopped: Callable[[], Coroutine[Any, Any, bool | None]] | None = None
     """Waits for the engine to say that it no longer works on the task, where it can say so."""
-    narration: "Narration | None" = None
+    narration: "TaskWatcher | None" = None
     """Who tells how the call's task fares, where somebody listens."""
     cancelled: bool = False
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
@@ -38,6 +38,7 @@ from worker_adapters.engines._identity import IdentifiedEngine
 from worker_adapters.errors import WorkerError
 from worker_adapters.observe.logs import Logs
 from worker_adapters.observe.narration import Narrator, narrated
+from worker_adapters.observe.watching import Watchers
 from worker_adapters.retry import Repeat, Retries, RetryPolicy
 from worker_adapters.stream import TokenStream
 from worker_adapters.tls import TlsOptions
@@ -56,6 +57,9 @@ from worker_adapters.transport._native import MAX_STREAMS, NativeTransport
 from worker_adapters.transport._pulled import PulledStream
 from worker_adapters.transport._submit import PulledTransport
 from worker_adapters.transport._tls import TlsSetup
+
+if TYPE_CHECKING:
+    from worker_adapters.observe.otel import OpenTelemetry
 
 __all__ = ["Answer", "Call", "Dispatch", "HttpAdapter", "Unsupported"]
 
@@ -106,6 +110,8 @@ class HttpAdapter(IdentifiedEngine):
         logs: Where the lines of the log contract go; the logger ``worker_adapters.adapter`` when
             unset, which says nothing until the program configures it. Give one to many adapters,
             and they share its thread.
+        telemetry: Makes an OpenTelemetry span and metrics of each task; none when unset. See
+            `worker_adapters.observe.otel`.
         clock: Monotonic seconds; for tests.
         wall_clock: Seconds since 1970, which only a ``Retry-After`` date asks for; for tests.
         rng: Where seeds come from when a task has none, and the pauses between retries.
@@ -146,6 +152,7 @@ class HttpAdapter(IdentifiedEngine):
         tls: TlsOptions | None = None,
         egress: EgressPolicy | None = None,
         logs: Logs | None = None,
+        telemetry: "OpenTelemetry | None" = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
@@ -196,6 +203,7 @@ class HttpAdapter(IdentifiedEngine):
             )
         self._rng = random.SystemRandom() if rng is None else rng
         self._retries = Retries(RetryPolicy() if retries is None else retries, self._rng.uniform)
+        self._telemetry = telemetry
         self._narrator = Narrator(
             Logs() if logs is None else logs,
             engine=self.engine,
@@ -277,6 +285,19 @@ class HttpAdapter(IdentifiedEngine):
         call = self._call(timeouts, context.correlation_id, task.deadline_ms / 1000)
         call.private = private_texts(task)
         call.narration = self._narrator.task(task, context, call.correlation_id)
+        if self._telemetry is not None:
+            span = self._telemetry.task(
+                task,
+                context,
+                engine=self.engine,
+                pool_id=self.pool_id,
+                replica_id=self.replica_id,
+                base_url=self.base_url,
+                profile=self._profiles.get(task.sampler_profile_version or ""),
+                clock=self._clock,
+            )
+            context = span.within(context)
+            call.narration = span if call.narration is None else Watchers(call.narration, span)
         with narrated(call.narration):
             return await self._submitted(task, context, call)
 

@@ -17,6 +17,7 @@ from worker_adapters._core import Redactor, TokenEvent
 from worker_adapters.contract import SubmitContext, TaskRequest
 from worker_adapters.errors import WorkerError
 from worker_adapters.observe.logs import Logs
+from worker_adapters.observe.watching import TaskWatcher
 
 __all__ = ["ACTIONS", "Narration", "Narrator", "narrated"]
 
@@ -299,7 +300,7 @@ class Narration:
 
 
 @contextmanager
-def narrated(narration: Narration | None) -> Iterator[None]:
+def narrated(narration: TaskWatcher | None) -> Iterator[None]:
     """Tell of what comes out of a submit that returns no stream."""
     try:
         yield

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from worker_adapters._abort import Abort
     from worker_adapters._core import StreamDecoder, TokenEvent
     from worker_adapters.contract import Timeouts
-    from worker_adapters.observe.narration import Narration
+    from worker_adapters.observe.watching import TaskWatcher
     from worker_adapters.stream import TokenStream
 
 __all__ = [
@@ -204,7 +204,7 @@ class Submission:
     """Called with the terminal event of the stream, in the loop that submits."""
     abort: "Abort | None" = None
     """The engine's own abort of the task, not started."""
-    narration: "Narration | None" = None
+    narration: "TaskWatcher | None" = None
     """Who tells how the stream fares."""
 
     def given_up(self) -> None:

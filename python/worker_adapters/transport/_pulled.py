@@ -20,7 +20,7 @@ from worker_adapters.stream import TokenStream
 from worker_adapters.transport import ByteStream, TransportError
 
 if TYPE_CHECKING:
-    from worker_adapters.observe.narration import Narration
+    from worker_adapters.observe.watching import TaskWatcher
 
 __all__ = ["PulledStream"]
 
@@ -56,7 +56,7 @@ class PulledStream(TokenStream):
         clock: Callable[[], float] = time.monotonic,
         on_terminal: Callable[[TokenEvent], None] | None = None,
         abort: Abort | None = None,
-        narration: "Narration | None" = None,
+        narration: "TaskWatcher | None" = None,
     ) -> None:
         """Go on where ``decoder`` is; ``events`` is what it has produced so far."""
         super().__init__(
