@@ -40,11 +40,23 @@ CLOCK_SLACK: Final = 1e-3
 JUST_BEFORE: Final = 1e-6
 """How long before a clock struck, in seconds, what had arrived by then is taken to have come."""
 
+READER_TURNS: Final = 3
+"""How many turns of the loop a read that is due has to take up what had come by then."""
+
 
 class PulledStream(TokenStream):
     """The events that ``decoder`` makes of ``body``; without one, those it has made so far."""
 
-    __slots__ = ("_body", "_decoder", "_over", "_read_on", "_reusable", "_timer", "_timer_due")
+    __slots__ = (
+        "_body",
+        "_decoder",
+        "_over",
+        "_read_on",
+        "_reusable",
+        "_timer",
+        "_timer_due",
+        "_turns_given",
+    )
 
     def __init__(
         self,
@@ -67,8 +79,9 @@ class PulledStream(TokenStream):
         self._over = False
         self._read_on: asyncio.Task[bytes] | None = None
         self._reusable = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._timer_due = 0.0
+        self._turns_given = 0
         decoder.reader(True, clock())
         self._ready.extend(self._hear(list(events)))
         decoder.hold()
@@ -285,8 +298,14 @@ class PulledStream(TokenStream):
         now = self._clock()
         due = self._due(now)
         if due is None:
+            self._turns_given = 0
             self._set_timer()
+        elif self._reading and self._turns_given < READER_TURNS:
+            # In a loop that was held up a clock rings in the very turn that wakes the reader.
+            self._turns_given += 1
+            self._timer = self._loop.call_soon(_ring, weakref.ref(self))
         else:
+            self._turns_given = 0
             self._strike(None if self._reading else self._body, due, now)
 
     def _strike(self, unread: ByteStream | None, due: float, now: float) -> None:
