@@ -39,29 +39,3 @@ def test_importing_it_imports_next_to_nothing() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
     )
     assert result.stdout == "[]\n"
-
-
-SUBINTERPRETER = """
-import sys
-import worker_adapters._core
-if sys.version_info >= (3, 13):
-    import _interpreters as interpreters
-    run = interpreters.exec
-else:
-    import _xxsubinterpreters as interpreters
-    run = interpreters.run_string
-run(interpreters.create(), '''
-try:
-    import worker_adapters._core
-except ImportError as error:
-    print(error, flush=True)
-''')
-import worker_adapters._core
-"""
-
-
-def test_a_second_interpreter_is_refused() -> None:
-    told = subprocess.run(
-        [sys.executable, "-c", SUBINTERPRETER], capture_output=True, text=True, check=True
-    )
-    assert "interpreter" in told.stdout
