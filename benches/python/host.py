@@ -158,7 +158,7 @@ def choices(host: AdapterHost, rounds: int, count: int) -> dict[str, list[float]
 
     def keyed() -> None:
         for number in range(count):
-            router.keep(str(number), replicas, lambda replica: replica.is_ready, 0.0, 1.25)
+            router.keep(str(number), replicas, lambda replica: replica.is_ready, 1.25)
 
     return {
         f"choice of two among {REPLICAS}": timed(rounds, count, two),

@@ -69,6 +69,8 @@ if TYPE_CHECKING:
         Tool,
         ToolCall,
     )
+    from worker_adapters.host.host import AdapterHost
+    from worker_adapters.host.policy import PoolPolicy
     from worker_adapters.observe.formatter import JsonFormatter, JsonHandler
     from worker_adapters.observe.logs import Logs
     from worker_adapters.observe.text import TextPolicy
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterCapabilities",
     "AdapterError",
+    "AdapterHost",
     "CancelReceipt",
     "ChatMessage",
     "Collected",
@@ -98,6 +101,7 @@ __all__ = [
     "Logs",
     "OpenAiAdapter",
     "Placement",
+    "PoolPolicy",
     "PoolUnavailable",
     "Redactor",
     "RerankScore",
@@ -182,6 +186,7 @@ _HOMES: Final = {
     "observe.formatter": ("JsonFormatter", "JsonHandler"),
     "observe.logs": ("Logs",),
     "observe.text": ("TextPolicy",),
+    "host": ("AdapterHost", "PoolPolicy"),
     "retry": ("RetryPolicy",),
     "stream": ("TokenStream",),
     "tls": ("TlsOptions",),

@@ -148,7 +148,7 @@ class Dispatcher:
         if key is None:
             replica = self._router.pick(pool.replicas, fits, now)
         else:
-            replica = self._router.keep(key, pool.replicas, fits, now, policy.affinity_slack)
+            replica = self._router.keep(key, pool.replicas, fits, policy.affinity_slack)
         return None if replica is None else self._leased(ticket, pool, replica, now)
 
     def _fits(self, ticket: Ticket, pool: Pool) -> Callable[[Replica], bool]:

@@ -43,7 +43,8 @@ class HostEvent:
     ====================  =====================================================================
     ``bind``, ``rebind``  an adapter takes tasks now, in the place of another one with ``rebind``
     ``drain``             a replica takes no new tasks; ``drained``: and has none left
-    ``unbind``            a replica is gone; ``closed``: and so is its adapter
+    ``unbind``            a replica is gone; ``closed``: and so is its adapter, which raised a
+                          ``detail`` if there is one
     ``admission``         the pool's decision is ``detail`` now
     ``ready``, ``unready``  what a probe found has changed; ``detail`` says why it is not ready
     ``breaker``           the breaker went to the state ``detail``, because of ``error`` if there

@@ -464,13 +464,15 @@ class AdapterHost:
         return replica.closing
 
     async def _close(self, replica: Replica) -> None:
+        problem = None
         try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await replica.adapter.aclose()
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await replica.adapter.aclose()
+        except Exception as error:  # noqa: BLE001 - nobody is there to whom it could be raised
+            problem = type(error).__name__
         finally:
             self._retired.discard(replica)
-            self._tell("closed", replica)
+            self._tell("closed", replica, problem)
 
     def _correlated(self, context: SubmitContext | None) -> SubmitContext:
         if context is not None and context.correlation_id is not None:

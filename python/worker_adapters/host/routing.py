@@ -47,7 +47,6 @@ class Router:
         key: str,
         replicas: Sequence[Replica],
         fits: Callable[[Replica], bool],
-        now: float,
         slack: float,
     ) -> Replica | None:
         """Return the replica that a key leads to; None where none fits.
@@ -62,10 +61,9 @@ class Router:
             return None
         total = sum(replica.in_flight for replica in fitting) + 1
         bound = math.ceil(slack * total / len(fitting))
-        for replica in sorted(fitting, key=lambda replica: _rank(key, replica), reverse=True):
-            if replica.in_flight < bound:
-                return replica
-        return self.pick(fitting, fits, now)
+        # There always is one: not all of them can be above the mean.
+        roomy = (replica for replica in fitting if replica.in_flight < bound)
+        return max(roomy, key=lambda replica: _rank(key, replica))
 
 
 def _lighter(first: Replica, second: Replica, now: float) -> Replica:

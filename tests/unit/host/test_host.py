@@ -678,3 +678,27 @@ def test_the_same_seed_makes_the_same_choices() -> None:
 
     assert run(main(1)) == run(main(1))
     assert run(main(1)) != run(main(2))
+
+
+def test_an_adapter_that_cannot_be_closed_is_left_and_told_of() -> None:
+    class Stuck(Scripted):
+        async def aclose(self) -> None:
+            raise OSError(5, "a canary")
+
+    class Silent(Scripted):
+        async def aclose(self) -> None:
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        log = Log()
+        async with host_of(Stuck("a"), Silent("b"), observers=[log]) as host:
+            host.rebind(Scripted("a"))
+            host.unbind("pool", "b")
+            await asyncio.sleep(11.0)
+        assert set(log.actions("closed")) == {
+            ("closed", "a", "OSError"),
+            ("closed", "b", "TimeoutError"),
+            ("closed", "a", None),
+        }
+
+    run(main())

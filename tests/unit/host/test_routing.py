@@ -107,7 +107,7 @@ def test_two_choices_keep_a_burst_level() -> None:
 
 
 def kept(router: Router, key: str, replicas: Sequence[Replica], slack: float = 1.25) -> str:
-    replica = router.keep(key, replicas, every, 0.0, slack)
+    replica = router.keep(key, replicas, every, slack)
     assert replica is not None
     return replica.replica_id
 
@@ -141,7 +141,7 @@ def test_no_key_loads_a_replica_far_above_the_mean(
     replicas = replicas_of(len(loads))
     for replica, load in zip(replicas, loads, strict=True):
         loaded(replica, load)
-    chosen = Router(random.Random(1)).keep(key, replicas, every, 0.0, slack)
+    chosen = Router(random.Random(1)).keep(key, replicas, every, slack)
     assert chosen is not None
     assert chosen.in_flight < slack * (sum(loads) + 1) / len(loads) + 1
 
