@@ -117,14 +117,24 @@ impl Running {
         self.first_token.is_some()
     }
 
+    /// From dispatch to the first token.
+    pub(crate) fn latency_first_token(&self) -> Option<Duration> {
+        Some(self.first_token?.saturating_since(self.dispatched?))
+    }
+
     /// From dispatch to the first token, in milliseconds.
     pub(crate) fn latency_first_token_ms(&self) -> Option<u64> {
-        Some(millis(self.first_token?.saturating_since(self.dispatched?)))
+        self.latency_first_token().map(millis)
+    }
+
+    /// From the first token to `now`.
+    pub(crate) fn decode_time(&self, now: Instant) -> Option<Duration> {
+        Some(now.saturating_since(self.first_token?))
     }
 
     /// From the first token to `now`, in milliseconds.
     pub(crate) fn decode_ms(&self, now: Instant) -> u64 {
-        self.first_token.map_or(0, |first| millis(now.saturating_since(first)))
+        self.decode_time(now).map_or(0, millis)
     }
 
     fn earliest(&self) -> Option<(Instant, Detail)> {

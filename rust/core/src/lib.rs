@@ -13,6 +13,7 @@
 //! * [`stream`] is the state machine of one response, clocks included. It is told what happens and
 //!   when, and answers with events.
 //! * [`error`], [`engine_error`] and [`rules`] turn what goes wrong into data.
+//! * [`metrics`] counts what happens, for Prometheus.
 //! * [`redact`] keeps secrets out of every text.
 //! * [`egress`] decides what may be connected to.
 //! * [`adapter`] is the contract between an orchestrator and an engine, [`task`] what crosses it.
@@ -30,6 +31,7 @@ pub mod error;
 pub mod event;
 pub mod http;
 pub mod json;
+pub mod metrics;
 pub mod redact;
 pub mod rules;
 pub mod sse;

@@ -27,6 +27,7 @@ use crate::event::{
 };
 use crate::http::{ResponseHead, retry_after_ms};
 use crate::json::JsonError;
+use crate::metrics::{Ending, Tallies, Tally, TaskMetrics};
 use crate::redact::Redactor;
 use crate::rules::RuleTable;
 use crate::sse::{DEFAULT_MAX_EVENT_BYTES, SseDecoder, SseError, SseEvent, SseItem};
@@ -49,6 +50,8 @@ pub struct StreamConfig {
     pub clocks: Clocks,
     /// What the wall clock said at some instant; only a `Retry-After` that is a date asks for it.
     pub wall: Option<(Instant, SystemTime)>,
+    /// Where this task is counted, if it is.
+    pub metrics: Option<TaskMetrics>,
 }
 
 impl StreamConfig {
@@ -62,6 +65,7 @@ impl StreamConfig {
             max_event_bytes: DEFAULT_MAX_EVENT_BYTES,
             clocks: Clocks::default(),
             wall: None,
+            metrics: None,
         }
     }
 
@@ -108,6 +112,7 @@ pub struct StreamDecoder<P = Dialect> {
     parser: P,
     law: Law,
     body: Body,
+    tally: Option<Box<Tally>>,
 }
 
 /// What the bytes of the body are.
@@ -124,23 +129,36 @@ enum Body {
 impl<P: FrameParser> StreamDecoder<P> {
     /// A decoder for a stream that has not been dispatched.
     #[must_use]
-    pub fn new(parser: P, config: StreamConfig) -> Self {
+    pub fn new(parser: P, mut config: StreamConfig) -> Self {
+        let tally = config.metrics.take().map(|task| Box::new(Tally::new(task)));
         Self {
             sse: SseDecoder::with_max_event_bytes(config.max_event_bytes),
             parser,
             law: Law::new(config),
             body: Body::Events,
+            tally,
         }
     }
 
     /// The request has been handed to the transport: the first-token clock starts.
     pub fn dispatched(&mut self, now: Instant) {
         self.law.clocks.dispatch(now);
+        if let Some(tally) = &self.tally {
+            tally.started();
+        }
     }
 
     /// The response head has come. A status other than 200 makes the body an error body; a 200 that
     /// is no event stream is an error at once.
     pub fn head(&mut self, head: &ResponseHead<'_>, now: Instant, out: &mut Vec<TokenEvent>) {
+        self.take_head(head, now, out);
+        if head.status == 200 {
+            self.answered();
+        }
+        self.account(now);
+    }
+
+    fn take_head(&mut self, head: &ResponseHead<'_>, now: Instant, out: &mut Vec<TokenEvent>) {
         if self.law.is_terminal() || self.expire_deadline(now, out) {
             return;
         }
@@ -161,6 +179,14 @@ impl<P: FrameParser> StreamDecoder<P> {
 
     /// One network read of the body.
     pub fn feed(&mut self, read: &[u8], now: Instant, out: &mut Vec<TokenEvent>) {
+        self.take(read, now, out);
+        if let Some(tally) = &mut self.tally {
+            tally.fed(read.len(), self.law.tokens_seen, now);
+            self.account(now);
+        }
+    }
+
+    fn take(&mut self, read: &[u8], now: Instant, out: &mut Vec<TokenEvent>) {
         if self.expire_deadline(now, out) {
             return;
         }
@@ -180,6 +206,11 @@ impl<P: FrameParser> StreamDecoder<P> {
 
     /// The body has ended; `complete` says whether its HTTP framing was whole.
     pub fn finish(&mut self, complete: bool, now: Instant, out: &mut Vec<TokenEvent>) {
+        self.take_end(complete, now, out);
+        self.account(now);
+    }
+
+    fn take_end(&mut self, complete: bool, now: Instant, out: &mut Vec<TokenEvent>) {
         if self.law.is_terminal() || self.expire_deadline(now, out) {
             return;
         }
@@ -259,12 +290,14 @@ impl<P: FrameParser> StreamDecoder<P> {
             error.processed = processed;
         }
         self.law.terminate(TokenEvent::Error(Box::new(error)), out);
+        self.account(now);
     }
 
     /// The caller cancelled: the stream ends with `finish_reason: cancelled`, unless it has ended.
     pub fn cancel(&mut self, now: Instant, out: &mut Vec<TokenEvent>) {
         self.law.finish_reason = Some((FinishReason::Cancelled, None));
         self.law.end(now, out);
+        self.account(now);
     }
 
     /// Whether our own reader is the slow side. Meanwhile only the deadline runs.
@@ -276,6 +309,7 @@ impl<P: FrameParser> StreamDecoder<P> {
     pub fn tick(&mut self, now: Instant, out: &mut Vec<TokenEvent>) {
         if let Some(detail) = self.law.clocks.expired(now) {
             self.law.expire(detail, out);
+            self.account(now);
         }
     }
 
@@ -293,6 +327,12 @@ impl<P: FrameParser> StreamDecoder<P> {
 
     /// A unary answer (embedding, rerank) has come: `started` and `end` at once.
     pub fn complete(&mut self, answer: UnaryAnswer, now: Instant, out: &mut Vec<TokenEvent>) {
+        self.answered();
+        self.take_answer(answer, now, out);
+        self.account(now);
+    }
+
+    fn take_answer(&mut self, answer: UnaryAnswer, now: Instant, out: &mut Vec<TokenEvent>) {
         if self.law.is_terminal() || self.expire_deadline(now, out) {
             return;
         }
@@ -346,6 +386,31 @@ impl<P: FrameParser> StreamDecoder<P> {
     #[must_use]
     pub fn utf8_replaced(&self) -> u64 {
         self.sse.utf8_replaced()
+    }
+
+    /// The engine has taken the task up: how it ends is for this decoder to tell.
+    fn answered(&mut self) {
+        if let Some(tally) = &mut self.tally {
+            tally.is_answered = true;
+        }
+    }
+
+    /// Adds what is new to the metrics, if the task is counted.
+    fn account(&mut self, now: Instant) {
+        let Some(tally) = &mut self.tally else { return };
+        let law = &self.law;
+        tally.is_answered |= law.has_head && matches!(self.body, Body::Events);
+        tally.fold(&Tallies {
+            tokens_in: law.tokens_in.unwrap_or(0),
+            tokens_out: law.tokens_seen.max(law.engine_tokens_out.unwrap_or(0)),
+            utf8_replaced: self.sse.utf8_replaced(),
+            after_end: law.dropped_after_end,
+            metrics_dropped: law.metrics_dropped,
+            first_token: law.clocks.latency_first_token(),
+        });
+        if let Some(ending) = law.ending {
+            tally.end(ending, law.clocks.decode_time(now));
+        }
     }
 
     fn expire_deadline(&mut self, now: Instant, out: &mut Vec<TokenEvent>) -> bool {
@@ -571,6 +636,7 @@ struct Law {
     dropped_after_end: u64,
     dropped_choices: u64,
     metrics_dropped: u64,
+    ending: Option<Ending>,
 }
 
 impl Law {
@@ -594,6 +660,7 @@ impl Law {
             dropped_after_end: 0,
             dropped_choices: 0,
             metrics_dropped: 0,
+            ending: None,
         }
     }
 
@@ -772,6 +839,7 @@ impl Law {
     fn terminate(&mut self, event: TokenEvent, out: &mut Vec<TokenEvent>) {
         if !self.is_terminal() {
             self.state = State::Over;
+            self.ending = Ending::of(&event);
             out.push(event);
         }
     }
