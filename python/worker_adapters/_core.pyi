@@ -4,6 +4,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ClassVar, Final, Literal, TypeAlias, final
 
+from worker_adapters.observe.collector import MetricsCollector
+
 __version__: Final[str]
 
 @final
@@ -287,6 +289,7 @@ class StreamDecoder:
 
     ``wall`` is an instant on the axis of ``now`` and what the wall clock said then,
     in seconds since 1970: what a ``Retry-After`` date is counted from where the answer is undated.
+    ``metrics`` is where the task is counted.
     """
 
     def __new__(
@@ -303,6 +306,7 @@ class StreamDecoder:
         idle_timeout: float | None = None,
         deadline: float | None = None,
         wall: tuple[float, float] | None = None,
+        metrics: TaskMetrics | None = None,
     ) -> StreamDecoder: ...
     def dispatched(self, now: float) -> None:
         """The request has been handed to the transport: the first-token clock starts."""
@@ -589,3 +593,123 @@ def classify_response(
 
     ``wall``: when it came, in seconds since 1970.
     """
+
+_Sample: TypeAlias = tuple[str, dict[str, str], float, tuple[str, float] | None]
+
+@final
+class Metrics:
+    """Every series of a process, or of a part of it; nothing is global.
+
+    Give it to adapters (``metrics=``) and serve it: by `render`, or by `collector` in a registry of
+    prometheus-client's. Counting takes no Python and no lock per token. docs/metrics.md has every
+    name.
+
+    ``clock`` is monotonic seconds, `time.monotonic` when unset: what ages of gauges are counted by.
+    ``milliseconds`` and ``seconds`` say in which units the contract's two latencies are exported.
+    ``max_series`` bounds the samples that all series make, ``budgets`` replaces the number of
+    values that single labels may have. What is past a bound is counted as ``other``, and that it
+    was in ``label_overflow_total``. Raises ValueError for a label there is not.
+    """
+
+    def __new__(
+        cls,
+        *,
+        clock: Callable[[], float] | None = None,
+        milliseconds: bool = True,
+        seconds: bool = False,
+        max_series: int = 20_000,
+        budgets: dict[str, int] | None = None,
+    ) -> Metrics: ...
+    def replica(self, engine: str, pool_id: str, replica_id: str) -> ReplicaMetrics:
+        """Return the handle on one replica's series; for the same names, on the same ones."""
+    def rejected(self, engine: str, reason: str) -> None:
+        """Count a task refused before a replica was chosen; ``reason`` is an error's code."""
+    def orchestrator(self, name: str, **labels: str) -> OwnSeries:
+        """Return a series of the orchestrator's own, which is exported from now on.
+
+        Raises ValueError where ``name`` is none of those, or has other labels.
+        """
+    def render(self, *, openmetrics: bool = True) -> str:
+        """Write everything out: as OpenMetrics with exemplars, or as Prometheus' text."""
+    @staticmethod
+    def content_type(*, openmetrics: bool = True) -> str:
+        """Return the media type of what `render` writes."""
+    def snapshot(self) -> list[tuple[str, str, str, list[_Sample]]]:
+        """Read every series at one moment: name, kind, help and samples of each family.
+
+        A sample is its suffix, its labels, its value and, if there is one, the trace id and the
+        value of an exemplar.
+        """
+    def collector(self) -> MetricsCollector:
+        """Return a collector for any registry of prometheus-client's."""
+    @property
+    def series(self) -> int:
+        """How many samples the series make."""
+
+@final
+class ReplicaMetrics:
+    """One replica's handle on its series. Any number of handles, in any thread, share them."""
+
+    @property
+    def engine(self) -> str: ...
+    @property
+    def pool_id(self) -> str: ...
+    @property
+    def replica_id(self) -> str: ...
+    @property
+    def engine_version(self) -> str:
+        """The version that is counted for: ``unknown`` until it is set."""
+    def set_engine_version(self, version: str, *, trtllm_version: str | None = None) -> None:
+        """Say which build the engine is; that of another one is let go."""
+    def task(self, priority: str, *, traceparent: str | None = None) -> TaskMetrics:
+        """Return what one task is counted by; its latencies become exemplars of the trace."""
+    def rejected(self, reason: str) -> None:
+        """Count a task refused before anything was sent; ``reason`` is an error's code."""
+    def retried(self, reason: str) -> None:
+        """Count a request sent once more; ``reason`` is the code of the error before."""
+    def set_breaker(self, state: str) -> None:
+        """Say where the circuit breaker stands: ``closed``, ``open`` or ``half_open``."""
+    def breaker_tripped(self) -> None:
+        """Count that the circuit breaker opened."""
+    def set_gauge(
+        self, name: str, value: float | None, *, source: str, priority: str | None = None
+    ) -> None:
+        """Set a gauge of the engine's; None says that it is not known, and it is absent then.
+
+        ``name`` is ``queue_depth``, ``requests_running``, ``kv_cache_usage_ratio``, ``slots`` or
+        ``slots_free``; ``source`` names which of the engine's answers it comes from.
+        """
+    def gauges(self) -> dict[str, tuple[float | None, str, float]]:
+        """Return the known gauges of the engine's: value, source and age in seconds.
+
+        One that is of a single priority is called ``name:priority``.
+        """
+    def retire(self) -> None:
+        """Let the series go: the replica is no more. One scrape sees them still."""
+
+@final
+class TaskMetrics:
+    """What one task is counted by: that it started, and once how it ended.
+
+    Its decoder tells how it ended once the engine has answered 200; before, whoever submits does.
+    """
+
+    def started(self) -> None:
+        """Count that the task was handed to the engine; once, however often."""
+    def give_reason(self, reason: str) -> None:
+        """Say why the task will be cancelled, if it is; the first to say so is believed."""
+    def refused(self, kind: str, phase: str, code: str) -> None:
+        """Count the error that submit raised. Raises ValueError for words there are not."""
+    def cancelled(self, reason: str) -> None:
+        """Count a task cancelled, for the reason given before or else this one."""
+    def stopped(self, confirmed: bool | None, seconds: float) -> None:
+        """Count a cancel that ended it: what the engine said to that, and how long it took."""
+
+@final
+class OwnSeries:
+    """A series that the orchestrator writes itself. A gauge is exported while this is kept."""
+
+    def inc(self, more: int = 1) -> None:
+        """Add to a counter."""
+    def set(self, value: float | None) -> None:
+        """Set a gauge; None says that it is not known."""

@@ -1,1 +1,1 @@
-"""What adapters and their host tell whoever operates them. See docs/logs.md."""
+"""What adapters and their host tell whoever operates them. See docs/metrics.md and docs/logs.md."""

@@ -7,6 +7,7 @@ mod egress;
 mod errors;
 mod event;
 mod interpreter;
+mod metrics;
 mod native;
 mod redact;
 mod rules;
@@ -28,6 +29,8 @@ mod _core {
     use crate::errors::{classify_response, make_error};
     #[pymodule_export]
     use crate::event::{PySseEvent, PyTokenEvent};
+    #[pymodule_export]
+    use crate::metrics::{PyMetrics, PyOwnSeries, PyReplicaMetrics, PyTaskMetrics};
     #[pymodule_export]
     use crate::native::{PyNativeEvents, PyNativeStream, PyNativeTarget, PyReactor};
     #[pymodule_export]

@@ -18,6 +18,7 @@ use worker_adapters_core::time::Instant;
 
 use crate::errors::{wall_time, word};
 use crate::event::PyTokenEvent;
+use crate::metrics::PyTaskMetrics;
 use crate::redact::PyRedactor;
 use crate::rules::PyErrorRules;
 
@@ -83,10 +84,10 @@ impl PyStreamDecoder {
     #[new]
     #[pyo3(signature = (engine, *, options=None, started=None, rules=None, redactor=None,
         max_event_bytes=DEFAULT_MAX_EVENT_BYTES, first_token_timeout=None, token_gap_timeout=None,
-        idle_timeout=None, deadline=None, wall=None),
+        idle_timeout=None, deadline=None, wall=None, metrics=None),
         text_signature = "(engine, *, options=None, started=None, rules=None, redactor=None, \
         max_event_bytes=1048576, first_token_timeout=None, token_gap_timeout=None, \
-        idle_timeout=None, deadline=None, wall=None)")]
+        idle_timeout=None, deadline=None, wall=None, metrics=None)")]
     #[expect(clippy::too_many_arguments, reason = "a configuration, by keyword")]
     fn new(
         engine: &str,
@@ -100,6 +101,7 @@ impl PyStreamDecoder {
         idle_timeout: Option<f64>,
         deadline: Option<f64>,
         wall: Option<(f64, f64)>,
+        metrics: Option<&PyTaskMetrics>,
     ) -> PyResult<Self> {
         let options: Vec<(String, String)> = match options {
             Some(options) => options.items()?.extract()?,
@@ -127,6 +129,7 @@ impl PyStreamDecoder {
             config.wall =
                 wall_time(said).zip(Some(instant("wall", at)?)).map(|(said, at)| (at, said));
         }
+        config.metrics = metrics.map(|task| task.0.clone());
         let decoder = Some(Box::new(StreamDecoder::new(dialect, config)));
         Ok(Self(Mutex::new(Inner { decoder, events: Vec::new(), held: false, terminal: None })))
     }
@@ -313,7 +316,7 @@ fn taken_over() -> PyErr {
     PyRuntimeError::new_err("the decoder has been taken over by a native stream")
 }
 
-fn instant(name: &str, secs: f64) -> PyResult<Instant> {
+pub(crate) fn instant(name: &str, secs: f64) -> PyResult<Instant> {
     if secs.is_finite() && secs >= 0.0 {
         Ok(Instant::from_secs_f64(secs))
     } else {
