@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, Literal, Self
 from uuid import UUID
 
-from worker_adapters._core import ErrorRules
+from worker_adapters._core import ErrorRules, ReplicaMetrics
 from worker_adapters.capabilities import AdapterCapabilities, Feature, Source
 from worker_adapters.contract import (
     CancelReceipt,
@@ -70,6 +70,9 @@ class WorkerAdapter(ABC):
 
     pool_id: str
     replica_id: str
+
+    metrics: ReplicaMetrics | None = None
+    """Where its tasks are counted, and what else is told of it; not at all when None."""
 
     @abstractmethod
     async def health(self, *, timeouts: Timeouts | None = None) -> WorkerHealth:

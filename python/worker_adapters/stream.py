@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from uuid import UUID
 
 from worker_adapters._abort import Abort, confirmed, patience
-from worker_adapters._core import TokenEvent
+from worker_adapters._core import TaskMetrics, TokenEvent
 from worker_adapters.contract import CancelReceipt, Collected, RerankScore
 from worker_adapters.errors import WorkerError
 
@@ -54,6 +54,7 @@ class TokenStream(ABC):
         "_clock",
         "_closed",
         "_loop",
+        "_metrics",
         "_narration",
         "_on_left",
         "_on_terminal",
@@ -93,6 +94,7 @@ class TokenStream(ABC):
         """Who is still to be told that the engine has begun to answer."""
         self._overheard = narration is not None and narration.has_text
         """Whether every event has to pass `_hear`, because its text is logged."""
+        self._metrics: TaskMetrics | None = None
         self._stopped: Callable[[], Coroutine[Any, Any, bool | None]] | None = None
         """Waits for an engine without an abort to say that it has stopped; see `confirmed`."""
         self._loop = asyncio.get_running_loop()
@@ -146,7 +148,7 @@ class TokenStream(ABC):
     async def _read(self, until: float | None) -> None:
         """Wait for what comes next, which may be no event, or for that instant of the clock.
 
-        Whoever is cancelled meanwhile cancels the stream by `_cancel_now`.
+        Whoever is cancelled meanwhile cancels the stream by `_give_up`.
         """
 
     @abstractmethod
@@ -259,6 +261,12 @@ class TokenStream(ABC):
         has_stopped = await confirmed(self._abort, self._stopped, seconds)
         return self._receipt(self._cancel_method, has_stopped, began)
 
+    def _give_up(self) -> None:
+        """Cancel the task, because whoever read it has left."""
+        if self._metrics is not None:
+            self._metrics.give_reason("left")
+        self._cancel_now()
+
     @property
     def _cancel_method(self) -> Literal["close", "close+abort"]:
         return "close" if self._abort is None else "close+abort"
@@ -289,11 +297,14 @@ class TokenStream(ABC):
         confirmed: bool | None,
         began: float,
     ) -> CancelReceipt:
+        took = max(0.0, self._clock() - began)
+        if self._metrics is not None and method != "none":
+            self._metrics.stopped(confirmed, took)
         return CancelReceipt(
             method=method,
             sent=method != "none",
             confirmed=confirmed,
-            elapsed_ms=round((self._clock() - began) * 1000, 3),
+            elapsed_ms=round(took * 1000, 3),
         )
 
     async def aclose(self) -> None:
@@ -304,7 +315,7 @@ class TokenStream(ABC):
             self._closed = True
             return
         if not self.is_terminal:
-            self._cancel_now()
+            self._give_up()
         self._ready.clear()
         self._take()
         self._leave()

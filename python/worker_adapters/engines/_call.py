@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from worker_adapters._abort import Abort
+from worker_adapters._core import TaskMetrics
 from worker_adapters.contract import Timeouts
 from worker_adapters.transport import CancelledInFlightError, Progress
 
@@ -46,6 +47,8 @@ class Call:
     """Waits for the engine to say that it no longer works on the task, where it can say so."""
     narration: "TaskWatcher | None" = None
     """Who tells how the call's task fares, where somebody listens."""
+    metrics: TaskMetrics | None = None
+    """Where the task of this call is counted, once that is known."""
     cancelled: bool = False
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     over: asyncio.Event = field(default_factory=asyncio.Event)

@@ -89,6 +89,8 @@ class HttpCalls(Anywhere, WorkerAdapter):
 
     def _note_retry(self, call: Call, error: WorkerError, attempt: int, pause: float) -> None:
         """Tell that what failed so is sent once more after that pause, in seconds."""
+        if self.metrics is not None:
+            self.metrics.retried(error.code)
         if call.narration is not None:
             call.narration.retried(error, attempt, pause)
         else:

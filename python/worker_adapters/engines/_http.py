@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
 from worker_adapters._abort import Abort, confirmed, patience
-from worker_adapters._core import EgressPolicy, StreamDecoder, TokenEvent
+from worker_adapters._core import EgressPolicy, Metrics, StreamDecoder, TaskMetrics, TokenEvent
 from worker_adapters._secret import SecretBytes
 from worker_adapters.capabilities import AdapterCapabilities
 from worker_adapters.contract import (
@@ -92,6 +92,7 @@ class HttpAdapter(IdentifiedEngine):
         replica_id: Which replica of the pool it is.
         sampler_profiles: What ``TaskRequest.sampler_profile_version`` may name.
         timeouts: Clocks for every call; a call's own ``timeouts`` replace them.
+        metrics: Where its tasks are counted; nowhere when unset.
         retries: When a request is sent once more; ``RetryPolicy()`` when unset, and
             ``RetryPolicy(attempts=1)`` for never.
         http_client: An ``httpx.AsyncClient`` to use instead of the adapter's own; it is never
@@ -144,6 +145,7 @@ class HttpAdapter(IdentifiedEngine):
         replica_id: str = "0",
         sampler_profiles: Iterable[SamplerProfile] = (),
         timeouts: Timeouts | None = None,
+        metrics: Metrics | None = None,
         retries: RetryPolicy | None = None,
         http_client: Client | None = None,
         transport: Literal["native", "httpx"] | None = None,
@@ -163,6 +165,8 @@ class HttpAdapter(IdentifiedEngine):
         self.base_url = validate_base_url(base_url)
         self.pool_id = pool_id
         self.replica_id = replica_id
+        if metrics is not None:
+            self.metrics = metrics.replica(self.engine, pool_id, replica_id)
         self._timeouts = self.default_timeouts if timeouts is None else timeouts
         self._profiles = _by_version(sampler_profiles)
         if model is not None and not (model.isascii() and model.isprintable() and model.strip()):
@@ -298,8 +302,17 @@ class HttpAdapter(IdentifiedEngine):
             )
             context = span.within(context)
             call.narration = span if call.narration is None else Watchers(call.narration, span)
-        with narrated(call.narration):
-            return await self._submitted(task, context, call)
+        try:
+            with narrated(call.narration):
+                return await self._submitted(task, context, call)
+        except WorkerError as error:
+            if (counted := self._counted(task, context, call)) is not None:
+                counted.refused(error.kind, error.phase, error.code)
+            raise
+        except asyncio.CancelledError:
+            if (counted := self._counted(task, context, call)) is not None:
+                counted.cancelled("left")
+            raise
 
     async def _submitted(
         self, task: TaskRequest, context: SubmitContext, call: Call
@@ -311,6 +324,7 @@ class HttpAdapter(IdentifiedEngine):
         self._submits[task.task_id] = call
         try:
             stream = await self._dispatched(dispatch, context, call)
+            stream._metrics = call.metrics
             # Before the call is forgotten: a cancel in another thread finds one or the other.
             self._streams[task.task_id] = stream
         except WorkerError as error:
@@ -358,16 +372,24 @@ class HttpAdapter(IdentifiedEngine):
                     await call.over.wait()
             if call.progress.processed != "no":
                 has_stopped = await confirmed(call.abort, call.stopped, seconds)
+        took = self._clock() - began
+        if call.metrics is not None:
+            call.metrics.stopped(has_stopped, took)
         return CancelReceipt(
             method="close" if call.abort is None else "close+abort",
             sent=True,
             confirmed=has_stopped,
-            elapsed_ms=round((self._clock() - began) * 1000, 3),
+            elapsed_ms=round(took * 1000, 3),
         )
 
     async def aclose(self) -> None:
         """Cancel what is in flight and close every connection. See `WorkerAdapter.aclose`."""
         self._closed = True
+        counted = [call.metrics for call in self._submits.values()]
+        counted += [stream._metrics for stream in list(self._streams.values())]
+        for task in counted:
+            if task is not None:
+                task.give_reason("closed")
         try:
             await asyncio.gather(
                 *(self._cancel_submit(call) for call in list(self._submits.values())),
@@ -427,6 +449,8 @@ class HttpAdapter(IdentifiedEngine):
             except CancelledInFlightError:
                 decoder = self._decoder(dispatch, context, call)
                 events = decoder.cancel(self._clock())
+                if call.metrics is not None:
+                    call.metrics.cancelled("requested")
                 return PulledStream(
                     dispatch.task.task_id,
                     decoder,
@@ -445,6 +469,10 @@ class HttpAdapter(IdentifiedEngine):
         if call.narration is not None:
             call.narration.served_by(_version(identity))
         dispatch = replace(dispatch, identity=identity, model=self._model)
+        if self.metrics is not None and identity is not None:
+            self.metrics.set_engine_version(
+                identity.engine_version, trtllm_version=_trtllm_version(identity)
+            )
         self._check_engine(dispatch, call)
         return dispatch
 
@@ -529,7 +557,14 @@ class HttpAdapter(IdentifiedEngine):
             idle_timeout=timeouts.idle,
             deadline=call.deadline,
             wall=(self._clock(), self._wall_clock()),
+            metrics=self._counted(dispatch.task, context, call),
         )
+
+    def _counted(self, task: TaskRequest, context: SubmitContext, call: Call) -> TaskMetrics | None:
+        """Return where the task is counted: one place, however often it is sent."""
+        if call.metrics is None and self.metrics is not None:
+            call.metrics = self.metrics.task(task.priority, traceparent=context.traceparent)
+        return call.metrics
 
     async def _stream(self, dispatch: Dispatch, context: SubmitContext, call: Call) -> TokenStream:
         # Before the decoder, which has to know the key that they carry.
@@ -625,6 +660,7 @@ class HttpAdapter(IdentifiedEngine):
                     pause = attempts.pause_after(refusal, Repeat.HARMLESS, now, until)
                     if pause is None:
                         break
+                    self._note_retry(call, refusal, attempts.made, pause)
                     await asyncio.sleep(pause)
                 else:
                     taken = True
@@ -672,3 +708,8 @@ def _by_version(profiles: Iterable[SamplerProfile]) -> dict[str, SamplerProfile]
             raise ValueError(f"two sampler profiles have the version {profile.version!r}")
         by_version[profile.version] = profile
     return by_version
+
+
+def _trtllm_version(identity: WorkerIdentity) -> str | None:
+    version = identity.details.get("trtllm_version")
+    return version if isinstance(version, str) else None

@@ -397,7 +397,7 @@ class _NativeTokenStream(TokenStream):
 
     def _given_up(self) -> None:
         """Cancel the task: who was reading is gone."""
-        self._cancel_now()
+        self._give_up()
 
     async def _read(self, until: float | None) -> None:
         native = self._native
@@ -410,7 +410,7 @@ class _NativeTokenStream(TokenStream):
                     delay = max(0.0, until - self._clock())
                     await asyncio.wait((future,), timeout=delay)
             except asyncio.CancelledError:
-                self._cancel_now()
+                self._give_up()
                 raise
         if not self._has_ended:
             self.look()

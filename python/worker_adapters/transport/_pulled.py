@@ -155,7 +155,7 @@ class PulledStream(TokenStream):
                 self._decoded()
             return
         except asyncio.CancelledError:
-            self._cancel_now()
+            self._give_up()
             raise
         if decoder.is_terminal:
             return
