@@ -11,6 +11,7 @@ import random
 import socket
 import struct
 import termios
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,6 +223,30 @@ async def test_e5_what_came_before_a_reset_is_delivered(count: int) -> None:
     assert outcome.tokens == [f"{n} " for n in range(1, count + 1)]
     error = outcome.fault
     assert (error.tokens_emitted, error.processed, error.retriable) == (count, "yes", True)
+
+
+async def test_e5_a_hundred_resets_at_once() -> None:
+    go = asyncio.Event()
+
+    async def reset(connection: Connection) -> None:
+        await go.wait()
+        connection.reset()
+
+    async with (
+        saying(STREAM_HEAD, *HELLO, then=reset) as server,
+        adapter_of("llamacpp", server.url) as made,
+    ):
+        tasks = [task_of("llamacpp") for _ in range(100)]
+        streams = await asyncio.gather(*map(made.submit, tasks))
+        reading = [asyncio.create_task(followed(stream)) for stream in streams]
+        await eventually(lambda: all(stream.tokens_emitted == 2 for stream in streams), "tokens")
+        began = time.monotonic()
+        go.set()
+        for outcome in await asyncio.gather(*reading):
+            assert outcome.outcome == ("WorkerReset", "reset")
+            assert outcome.tokens == [*SPOKE]
+        assert time.monotonic() - began < 2.0
+        assert len(held("127.0.0.1", int(server.url.rpartition(":")[2]))) <= 1
 
 
 class FarServer(Server):

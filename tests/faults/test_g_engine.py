@@ -13,6 +13,7 @@ from tests.faults.playing import (
     adapter_of,
     completions,
     followed,
+    left,
     saying,
     task_of,
     told,
@@ -80,6 +81,27 @@ def test_g2_tokens_stop(name: str) -> None:
         assert (len(outcome.tokens), outcome.fault.tokens_emitted) == (3, 3)
         assert (outcome.fault.retriable, outcome.fault.processed) == (True, "yes")
         was_let_go(server)
+
+    run_virtually(main())
+
+
+def test_g2_tokens_stop_in_a_hundred_streams_at_once() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        silent = Timeouts(token_gap=30.0, idle=None)
+        async with (
+            SCRIPTED["llamacpp"](hang="stream", after=3) as server,
+            adapter_of("llamacpp", server.url, timeouts=silent, clock=loop.time) as made,
+        ):
+            began = loop.time()
+            tasks = [task_of("llamacpp") for _ in range(100)]
+            streams = await asyncio.gather(*map(made.submit, tasks))
+            for outcome in await asyncio.gather(*map(followed, streams)):
+                assert outcome.outcome == ("DecodeTimeout", "token_gap")
+                assert len(outcome.tokens) == 3
+            assert loop.time() - began == pytest.approx(30.0, abs=1.0)
+            await left(server)
+            assert [row.outcome for row in server.generations] == ["left"] * 100
 
     run_virtually(main())
 

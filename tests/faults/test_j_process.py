@@ -339,20 +339,6 @@ except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
 
-ASYNC = """
-async def main():
-    async with connect(retries=RetryPolicy(), timeouts=Timeouts(connect=60.0)) as made:
-        print("begins", flush=True)
-        stream = await made.submit(task())
-        async for _ in stream:
-            pass
-
-try:
-    asyncio.run(main())
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-"""
-
 
 async def loads(connection: Connection, _: Received) -> None:
     busy = '{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}'
@@ -396,13 +382,10 @@ os.execv(sys.argv[1], sys.argv[1:])
 """Makes its stdin the terminal it is controlled by, and becomes the program."""
 
 
-@pytest.mark.parametrize("calls", ["sync", "async"])
 @pytest.mark.parametrize("phase", WAITING)
-def test_j5_ctrl_c_in_a_terminal(
-    endless: ScriptedEngine, transport: Transport, phase: str, calls: str
-) -> None:
+def test_j5_ctrl_c_in_a_terminal(endless: ScriptedEngine, transport: Transport, phase: str) -> None:
     waiting, behaviour = WAITING[phase]
-    code = SYNC.format(waiting=waiting) if calls == "sync" else ASYNC
+    code = SYNC.format(waiting=waiting)
     with contextlib.ExitStack() as held:
         url = endless.url
         if phase == "connect":
