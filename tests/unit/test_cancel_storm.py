@@ -43,8 +43,10 @@ def test_cancels_at_random_moments(url: str, transport: Transport) -> None:
     assert set(tally.terminals) == {1}, (seed, tally.terminals)
     assert set(tally.reasons) == {"cancelled"}, (seed, tally.reasons)
     assert outcome.still_open == 0, seed
-    assert after.descriptors == before.descriptors, seed
-    assert (after.threads, after.tasks) == (before.threads, before.tasks), seed
+    # An earlier test may have left something that goes meanwhile.
+    assert after.descriptors <= before.descriptors, seed
+    assert after.threads <= before.threads, seed
+    assert after.tasks == before.tasks, seed
     assert after.objects - before.objects < 1000, (seed, before, after)
     # It was a storm: every way, some of each before the answer and some amid the tokens.
     assert set(tally.ways) == set(WAYS)
