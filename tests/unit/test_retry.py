@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from worker_adapters import (
     RetryPolicy,
     Timeouts,
     WorkerError,
+    WorkerIdentity,
     WorkerReset,
 )
 from worker_adapters.errors import from_fields
@@ -438,6 +440,48 @@ def test_a_call_waits_as_long_as_it_is_told(lines: tuple[str, ...], pause: float
             async with retrying(server, wall_clock=wall) as made:
                 await made.engine_version()
             assert server.pauses == pytest.approx([pause], abs=0.02)
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize(
+    ("body", "lines", "pause"),
+    [
+        ('{"error":{"message":"Limit 7000. Please try again in 1.578s. Visit"}}', (), 1.578),
+        ('{"error":{"message":"slow down","retry_after":2.5}}', (), 2.5),
+        ('{"error":{"code":429,"details":[{"retryDelay":"0.75s"}]}}', (), 0.75),
+        ('{"error":{"message":"Please retry after 7 seconds."}}', ("Retry-After: 5",), 5.0),
+        ('{"error":{"message":"Please try again in a moment."}}', (), 0.1),
+    ],
+)
+def test_a_call_waits_as_long_as_the_error_says(
+    body: str, lines: tuple[str, ...], pause: float
+) -> None:
+    async def main() -> None:
+        told = refusing(body, "429 Too Many Requests", *lines)
+        async with Timed(told, answer(PROPS)) as server:
+            async with retrying(server) as made:
+                await made.engine_version()
+            assert server.pauses == pytest.approx([pause], abs=0.02)
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_refused_submit_says_how_long_the_error_asks_to_wait(transport: str) -> None:
+    async def main() -> None:
+        said = json.dumps({"error": {"message": "Please try again in 1m47.5854s."}})
+        async with Timed(refusing(said, "429 Too Many Requests")) as server:
+            async with retrying(server, transport=transport) as made:
+                made._identity = WorkerIdentity(engine_version="b1", ctx_max=1024)
+                with pytest.raises(PoolUnavailable) as caught:
+                    await made.submit(task(deadline_ms=30_000))
+            error = caught.value
+            assert (error.code, error.detail) == ("ADMISSION_REJECT", "rate_limited")
+            # Not past the end of the task.
+            assert error.retry_after_ms is not None
+            assert 29_000 <= error.retry_after_ms <= 30_000
+            assert len(server.times) == 1
 
     run_virtually(main())
 

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use crate::json::{JsonError, Kind, Reader};
+use crate::pause;
 
 /// How much of an error body is kept.
 pub const ERROR_BODY_BYTES: usize = 8 << 10;
@@ -26,6 +27,9 @@ pub struct EngineError {
     pub r#type: Option<String>,
     /// The engine's words.
     pub message: Option<String>,
+    /// How long it asks to wait, in a field (`retry_after`, `retryDelay` …) or in those words, in
+    /// milliseconds and at most [`MAX_RETRY_AFTER_MS`](crate::http::MAX_RETRY_AFTER_MS).
+    pub retry_after_ms: Option<u64>,
 }
 
 impl fmt::Debug for EngineError {
@@ -82,8 +86,10 @@ impl EngineError {
             return fields.into_error();
         }
         let text = text.trim();
+        let message = (!text.is_empty() && !text.starts_with(['<', '{'])).then_some(text);
         Self {
-            message: (!text.is_empty() && !text.starts_with(['<', '{'])).then(|| text.into()),
+            message: message.map(Into::into),
+            retry_after_ms: message.and_then(pause::in_words),
             ..Self::default()
         }
     }
@@ -94,6 +100,7 @@ struct Fields {
     code: Option<String>,
     r#type: Option<String>,
     message: Option<String>,
+    retry_after_ms: Option<u64>,
     reports_error: bool,
 }
 
@@ -140,6 +147,12 @@ impl Fields {
                     self.r#type = Some(reader.string()?.value().into_owned());
                     return Ok(());
                 }
+                ("details", Kind::Array) => {
+                    return reader.array(|_, reader| match reader.peek()? {
+                        Kind::Object => self.read_pause(reader),
+                        _ => reader.skip(),
+                    });
+                }
                 ("code", Kind::String) => {
                     self.code = Some(reader.string()?.value().into_owned());
                     return Ok(());
@@ -150,8 +163,36 @@ impl Fields {
                 }
                 _ => {}
             }
-            reader.skip()
+            self.pause_field(key, kind, reader)
         })
+    }
+
+    /// What one of the details says of a pause; the rest is not looked at.
+    fn read_pause(&mut self, reader: &mut Reader<'_>) -> Result<(), JsonError> {
+        reader.object(|key, reader| {
+            let kind = reader.peek()?;
+            self.pause_field(key, kind, reader)
+        })
+    }
+
+    fn pause_field(
+        &mut self,
+        key: &str,
+        kind: Kind,
+        reader: &mut Reader<'_>,
+    ) -> Result<(), JsonError> {
+        let read = match key {
+            "retry_after_ms" => pause::in_milliseconds,
+            "retry_after" | "retry_after_seconds" | "retryDelay" => pause::in_seconds,
+            _ => return reader.skip(),
+        };
+        let pause = match kind {
+            Kind::Number => read(reader.number()?),
+            Kind::String => read(&reader.string()?.value()),
+            _ => return reader.skip(),
+        };
+        self.retry_after_ms = self.retry_after_ms.or(pause);
+        Ok(())
     }
 
     /// FastAPI's validation errors: the first one's `msg`, behind the field it is about.
@@ -196,6 +237,9 @@ impl Fields {
             status: status.filter(|status| (400..600).contains(status)),
             code: self.code,
             r#type: self.r#type,
+            retry_after_ms: self
+                .retry_after_ms
+                .or_else(|| self.message.as_deref().and_then(pause::in_words)),
             message: self.message,
         }
     }
@@ -243,6 +287,40 @@ mod tests {
             let error = EngineError::from_json(text).unwrap();
             assert_eq!(parts(&error), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_pause_is_read_wherever_it_is_said() {
+        for (body, expected) in [
+            (r#"{"error":{"message":"m","retry_after":1.5}}"#, Some(1_500)),
+            (r#"{"error":{"message":"m"},"retry_after":2}"#, Some(2_000)),
+            (r#"{"error":{"message":"m","retry_after_ms":250}}"#, Some(250)),
+            (r#"{"error":{"message":"m","retry_after_seconds":"3"}}"#, Some(3_000)),
+            (
+                r#"{"error":{"code":429,"message":"Quota","status":"RESOURCE_EXHAUSTED","details":
+                [{"@type":"…QuotaFailure","violations":[{"quotaId":"x"}]},5,
+                {"@type":"…RetryInfo","retryDelay":"34.07s"}]}}"#,
+                Some(34_070),
+            ),
+            (r#"{"error":{"message":"Please try again in 1.5s."}}"#, Some(1_500)),
+            (r#"{"error":{"message":"Please try again in 9s","retry_after":1}}"#, Some(1_000)),
+            (r#"{"detail":"Busy, retry in 5 s"}"#, Some(5_000)),
+            ("Too many requests. Please retry after 7 seconds.", Some(7_000)),
+            ("<p>try again in 7s</p>", None),
+            (r#"{"error":{"message":"m","retry_after":null}}"#, None),
+            (r#"{"error":{"message":"m","retry_after":{"s":1}}}"#, None),
+            (r#"{"error":{"message":"m","retry_after":-1}}"#, None),
+            (r#"{"error":{"message":"m","details":{"retryDelay":"1s"}}}"#, None),
+        ] {
+            assert_eq!(
+                EngineError::from_body(429, body.as_bytes()).retry_after_ms,
+                expected,
+                "{body}"
+            );
+        }
+        // Nothing is read behind what is kept of a body.
+        let far = format!("{}try again in 7s", " x".repeat(ERROR_BODY_BYTES / 2));
+        assert_eq!(EngineError::from_body(429, far.as_bytes()).retry_after_ms, None);
     }
 
     #[test]

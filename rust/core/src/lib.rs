@@ -32,6 +32,7 @@ pub mod event;
 pub mod http;
 pub mod json;
 pub mod metrics;
+mod pause;
 pub mod redact;
 pub mod rules;
 pub mod sse;

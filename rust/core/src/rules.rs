@@ -104,7 +104,7 @@ impl RuleTable {
         self.rules.is_empty()
     }
 
-    /// What `error` means, arising in `phase`.
+    /// What `error` means, arising in `phase`. The pause it asks for is kept where it is retriable.
     #[must_use]
     pub fn classify(
         &self,
@@ -139,6 +139,7 @@ impl RuleTable {
             WorkerError::new(engine, detail, phase)
         };
         out.status = error.status;
+        out.retry_after_ms = error.retry_after_ms.filter(|_| out.retriable);
         match (&error.message, error.status) {
             (Some(message), _) if !message.trim().is_empty() => out.with_message(message, redactor),
             (_, Some(status)) => out.with_message(&format!("status {status}"), redactor),

@@ -215,8 +215,10 @@ impl<P: FrameParser> StreamDecoder<P> {
             return;
         }
         if let Body::Error { status, kept, retry_after_ms } = &self.body {
-            let error = EngineError::from_body(*status, kept);
+            let mut error = EngineError::from_body(*status, kept);
             let retry_after_ms = *retry_after_ms;
+            let left = self.law.clocks.until_deadline_ms(now);
+            error.retry_after_ms = error.retry_after_ms.map(|pause| pause.min(left));
             self.law.engine_error(
                 Detail::EngineRejected,
                 &error,
@@ -787,7 +789,7 @@ impl Law {
         let StreamConfig { started, rules, redactor, .. } = &self.config;
         let phase = phase.unwrap_or_else(|| self.phase());
         let mut error = rules.classify_or(fallback, &started.engine, error, phase, redactor);
-        error.retry_after_ms = retry_after_ms;
+        error.retry_after_ms = retry_after_ms.or(error.retry_after_ms);
         self.complete_error(&mut error);
         self.terminate(TokenEvent::Error(Box::new(error)), out);
     }

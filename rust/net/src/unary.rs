@@ -121,7 +121,7 @@ impl Answer {
             Ok(()) => TokenEvent::End(Box::<End>::default()),
             Err(mut error) => {
                 error.status = error.status.or(self.status);
-                error.retry_after_ms = error.retry_after_ms.or(self.retry_after_ms);
+                error.retry_after_ms = self.retry_after_ms.or(error.retry_after_ms);
                 TokenEvent::Error(Box::new(error))
             }
         });

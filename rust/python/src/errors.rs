@@ -104,7 +104,8 @@ pub(crate) fn classify_response<'py>(
     let head = ResponseHead { status, headers: &headers };
     let answer = EngineError::from_body(status, body);
     let mut error = rules.classify(engine, &answer, phase, &redactor);
-    error.retry_after_ms = retry_after_ms(&head, wall.and_then(wall_time));
+    let asked = retry_after_ms(&head, wall.and_then(wall_time));
+    error.retry_after_ms = asked.or(error.retry_after_ms);
     error.correlation_id = correlation_id.map(Arc::from);
     to_python(py, &error)
 }
