@@ -80,8 +80,11 @@ class Dispatcher:
 
     def _forget(self, ticket: Ticket) -> None:
         """Let go of a task that is over."""
-        if not ticket.is_submitting and not ticket.leases:
-            self.tickets.pop(ticket.task_id, None)
+        if ticket.is_submitting or ticket.leases:
+            return
+        # A task of the same id may have been submitted meanwhile.
+        if self.tickets.get(ticket.task_id) is ticket:
+            del self.tickets[ticket.task_id]
 
     # A place.
 
@@ -355,7 +358,8 @@ class Dispatcher:
     def note_breaker(self, replica: Replica, before: str, error: WorkerError | None = None) -> None:
         """Tell of a breaker that has changed its state; ``error`` is what made it do so."""
         state = replica.breaker.state
-        if state == before:
+        # That of a replica whose place is another's is of interest to nobody.
+        if state == before or replica.is_retired:
             return
         pool = self._registry.pool(replica.pool_id)
         if pool is not None:
@@ -368,6 +372,7 @@ class Dispatcher:
                 engine=replica.adapter.engine,
                 detail=state,
                 error=error,
+                trips=replica.breaker.trips,
             )
         )
 

@@ -72,6 +72,8 @@ class HostEvent:
     attempt: int | None = None
     in_flight: int | None = None
     """How many tasks the replica has, this one included where it has just been given it."""
+    trips: int | None = None
+    """How often the breaker has opened."""
 
 
 Observer: TypeAlias = Callable[[HostEvent], object]

@@ -12,10 +12,12 @@ from typing import Final, Self
 from uuid import UUID
 
 from worker_adapters._abort import patience
+from worker_adapters._core import Metrics
 from worker_adapters.adapter import WorkerAdapter
 from worker_adapters.contract import CancelReceipt, SubmitContext, TaskRequest, Timeouts
 from worker_adapters.errors import AdapterError, WorkerError
 from worker_adapters.host.admission import Admission, Decision
+from worker_adapters.host.counts import Counts
 from worker_adapters.host.dispatch import Dispatcher
 from worker_adapters.host.drain import drained
 from worker_adapters.host.events import Action, HostEvent, Observer, Observers
@@ -66,6 +68,7 @@ class AdapterHost:
         probes: How often replicas are asked whether they are ready.
         observers: Who is told what happens; see `HostEvent`.
         logs: Where lines about breakers, retries and refusals go; give it to the adapters, too.
+        metrics: Where breakers, retries and refusals are counted; give it to the adapters, too.
         clock: Monotonic seconds; for tests.
         rng: Draws replicas, probe times and correlation ids; for tests.
     """
@@ -78,6 +81,7 @@ class AdapterHost:
         probes: ProbePolicy | None = None,
         observers: Iterable[Observer] = (),
         logs: Logs | None = None,
+        metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -87,6 +91,8 @@ class AdapterHost:
         self._observers = Observers(observers)
         if logs is not None:
             self._observers.add(Lines(logs, clock))
+        if metrics is not None:
+            self._observers.add(Counts(metrics))
         self._clock = clock
         # Correlation ids must not be guessable, nor repeat in a fork; the seed is the system's.
         self._rng = random.Random(os.urandom(32)) if rng is None else rng  # noqa: S311
