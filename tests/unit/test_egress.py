@@ -330,8 +330,9 @@ class Transport:
         self.aborted = False
 
     def get_extra_info(self, name: str) -> tuple[str, int] | None:
-        assert name == "peername"
-        return None if self._host is None else (self._host, 8000)
+        if name != "peername" or self._host is None:
+            return None
+        return self._host, 8000
 
     def abort(self) -> None:
         self.aborted = True

@@ -91,6 +91,8 @@ class Dialer(Generic[_P]):
 def _watch(transport: asyncio.Transport) -> None:
     """Have the kernel look after a peer that says nothing (RFC 9293, section 3.8.4; RFC 5482)."""
     shared = transport.get_extra_info("socket")
+    if shared is None:  # a loop that shows none
+        return
     # Of the sockets that loops hand out, some can do nothing but tell their number.
     with socket.socket(fileno=os.dup(shared.fileno())) as own:
         own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
