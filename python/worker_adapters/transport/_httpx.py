@@ -95,18 +95,13 @@ class HttpxTransport:
         tls: float | None,
     ) -> "_HttpxStream":
         """Send ``request`` and return when the response head is there. See `Transport.open`."""
+        url = self._url(request.path)
         session = self._session()
         if self._injected is not None:
-            verdict = self._egress.check_url(self._base_url + request.path)
-            if not verdict:
-                raise denied(verdict, "resolve")
             # Its transport may report no steps: assume the request on its way until told otherwise.
             progress.phase = "head"
         clock = asyncio.timeout(None)
         trace = _Trace(progress, clock, {"connect": connect, "tls": tls})
-        url = self._urls.get(request.path)
-        if url is None:
-            url = self._urls[request.path] = httpx.URL(self._base_url + request.path)
         try:
             async with clock:
                 outgoing = session.client.build_request(
@@ -131,6 +126,20 @@ class HttpxTransport:
         self._sessions.clear()
         if own is not None:
             await own.aclose()
+
+    def _url(self, path: str) -> httpx.URL:
+        """Return the URL of a path. Raises TransportError where there may or can be none."""
+        url = self._urls.get(path)
+        if url is None:
+            verdict = self._egress.check_url(self._base_url + path)
+            if not verdict:
+                raise denied(verdict, "resolve")
+            try:
+                url = self._urls[path] = httpx.URL(self._base_url + path)
+            except httpx.InvalidURL:
+                # The policy reads URLs as browsers do, and takes what httpx does not.
+                raise TransportError("invalid_request", "validate", "no") from None
+        return url
 
     def _session(self) -> "_Session":
         loop = asyncio.get_running_loop()

@@ -73,6 +73,8 @@ class NativeTransport:
         if max_streams < 1:
             raise ValueError(f"max_streams must be 1 or more, not {max_streams}")
         self._base_url = base_url
+        verdict = None if egress is None else egress.check_url(base_url)
+        self._denied = None if verdict is None or verdict else verdict.message
         self._is_secure = base_url.startswith("https:")
         self._clock = clock
         self._egress = egress
@@ -87,6 +89,16 @@ class NativeTransport:
 
     async def submit(self, submission: Submission) -> TokenStream:
         """Send a task and return its stream. See `StreamTransport.submit`."""
+        if self._denied is not None:
+            # Before the name is asked for: that is a packet, too.
+            events = submission.decoder.fail(
+                "egress_denied",
+                "resolve",
+                submission.clock(),
+                message=self._denied,
+                processed="no",
+            )
+            raise _error_of(events[-1])
         session = self._session()
         call, request = submission.call, submission.request
         unattended = _Unattended()
