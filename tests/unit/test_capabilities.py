@@ -113,12 +113,17 @@ def test_answers_are_kept_for_a_while() -> None:
     run_virtually(main())
 
 
-async def test_an_outage_makes_them_old() -> None:
+@pytest.mark.parametrize(
+    ("detail", "times"),
+    # What is short on our side says nothing of the engine, and asking would take more of it.
+    [("connect", 2), ("unavailable", 2), ("saturated", 1), ("fd", 1), ("local", 1)],
+)
+async def test_an_outage_makes_them_old(detail: str, times: int) -> None:
     async with playing(engine) as server, adapter(server.url) as made:
         await made.capabilities()
-        made._forget_identity("PoolUnavailable")
+        made._forget_identity(PoolUnavailable(message="", detail=detail))
         await made.capabilities()
-        assert asked(server) == 2
+        assert asked(server) == times
 
 
 async def test_an_engine_that_cannot_be_asked_is_an_error() -> None:

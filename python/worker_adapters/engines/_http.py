@@ -328,7 +328,7 @@ class HttpAdapter(IdentifiedEngine):
             # Before the call is forgotten: a cancel in another thread finds one or the other.
             self._streams[task.task_id] = stream
         except WorkerError as error:
-            self._forget_identity(error.kind)
+            self._forget_identity(error)
             raise
         finally:
             del self._submits[task.task_id]
@@ -490,7 +490,7 @@ class HttpAdapter(IdentifiedEngine):
                     raise
                 is_another = error.status is None or error.detail == "loading"
                 if is_another:
-                    self._forget_identity(error.kind)
+                    self._forget_identity(error)
                 self._note_retry(call, error, attempts.made, pause)
             await call.wait(asyncio.sleep(pause), None)
             if is_another:
@@ -626,7 +626,7 @@ class HttpAdapter(IdentifiedEngine):
     def _on_terminal(self, event: TokenEvent) -> None:
         """Act on the end of a stream; one that is dropped has none."""
         if isinstance(error := event.error, WorkerError):
-            self._forget_identity(error.kind)
+            self._forget_identity(error)
 
     def _prepared_abort(self, dispatch: Dispatch, call: Call) -> Abort | None:
         request = self._abort_request(dispatch)

@@ -24,6 +24,9 @@ _NOT_TOLD: Final = frozenset(("not_found", "unsupported", "bad_json"))
 _FLEETING: Final = frozenset(("unary_timeout", "connect_timeout", "reset", "truncated"))
 """What can befall a probe of an engine that is well."""
 
+_OUR_OWN: Final = frozenset(("saturated", "fd", "local"))
+"""What is short on our side, and says nothing of the engine."""
+
 _Told: TypeAlias = WorkerIdentity | WorkerError | None
 """What came of asking an engine what it is; None where it answers and does not tell."""
 
@@ -186,12 +189,12 @@ class IdentifiedEngine(HttpCalls):
         try:
             identity = await self._ask_identity(call)
         except WorkerError as error:
-            self._forget_identity(error.kind)
+            self._forget_identity(error)
             raise
         self._identity = identity
         return identity
 
-    def _forget_identity(self, kind: str) -> None:
+    def _forget_identity(self, error: WorkerError) -> None:
         """Whatever answers after a reset or an outage may be another build or another model."""
-        if kind in {"WorkerReset", "PoolUnavailable"}:
+        if error.kind in {"WorkerReset", "PoolUnavailable"} and error.detail not in _OUR_OWN:
             self._identity = self._capabilities = None

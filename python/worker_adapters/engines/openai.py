@@ -27,7 +27,7 @@ from worker_adapters.engines._http import HttpAdapter
 from worker_adapters.engines._identity import CAPABILITIES_SECONDS
 from worker_adapters.engines._openai_answers import embedding_answer, rerank_answer, status_in_body
 from worker_adapters.engines._openai_errors import ERROR_RULES, RULES
-from worker_adapters.errors import AdapterError, WorkerReset
+from worker_adapters.errors import AdapterError, WorkerError, WorkerReset
 from worker_adapters.stream import TokenStream
 from worker_adapters.transport import Headers, Request, Response
 
@@ -272,8 +272,8 @@ class OpenAiAdapter(HttpAdapter):
             features |= {name: Feature(value=False, source="engine") for name in _OF_CHAT}
         return features
 
-    def _forget_identity(self, kind: str) -> None:
-        super()._forget_identity(kind)
+    def _forget_identity(self, error: WorkerError) -> None:
+        super()._forget_identity(error)
         if self._identity is None:
             self._routes = None
 

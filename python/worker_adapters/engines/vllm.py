@@ -199,8 +199,8 @@ class VllmAdapter(OpenAiAdapter):
             return UNKNOWN
         return version if isinstance(version, str) and version else UNKNOWN
 
-    def _forget_identity(self, kind: str) -> None:
-        super()._forget_identity(kind)
+    def _forget_identity(self, error: WorkerError) -> None:
+        super()._forget_identity(error)
         if self._identity is None:
             self._aborts_by_id, self._seats, self._asked_for_seats = None, None, False
             self._ranks_by_score = False
