@@ -112,6 +112,7 @@ class Leaving:
         await self._leave.wait()
         if self._by_reset:
             connection.reset()
+            await connection.until_closed()  # which the loop does later
         else:
             connection.half_close()
         self._left.set()
