@@ -96,9 +96,7 @@ class Dispatcher:
                 return lease
             reasons.append((pool, self._refusal(ticket, pool, route)))
         for pool, reason in reasons:
-            if len(pool.admission.waiting) < pool.policy.max_waiting and (
-                reason.is_full or pool.admission.waiting
-            ):
+            if reason.is_full and len(pool.admission.waiting) < pool.policy.max_waiting:
                 return await self._waited(ticket, pool, route)
         pool, reason = reasons[0]
         raise self._refuse(ticket, pool, reason)

@@ -12,10 +12,14 @@ __all__ = ["first_of", "first_token"]
 async def first_token(stream: TokenStream) -> None:
     """Wait until there is a token or a terminal event; nothing is taken from the stream.
 
-    Whoever is cancelled meanwhile cancels the stream.
+    Whoever is cancelled meanwhile leaves the stream.
     """
-    while not stream.tokens_emitted and not stream.is_terminal:
-        await stream._fill(len(stream._ready) + stream._pending + 1)
+    try:
+        while not stream.tokens_emitted and not stream.is_terminal:
+            await stream._fill(len(stream._ready) + stream._pending + 1)
+    except BaseException:
+        await stream.aclose()
+        raise
 
 
 async def first_of(
@@ -40,9 +44,12 @@ async def first_of(
             winner = next((racer for racer in racers if racer in done and _is_good(racer)), None)
         if winner is None:
             winner = racers[0]
-    finally:
         await _given_up([racer for racer in racers if racer is not winner])
-    return winner.result()
+        return winner.result()
+    except BaseException:
+        # Whoever waited is gone, or there is no stream at all.
+        await _given_up(racers)
+        raise
 
 
 def _is_good(racer: asyncio.Task[TokenStream]) -> bool:

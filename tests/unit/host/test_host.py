@@ -31,7 +31,9 @@ from worker_adapters import (
     TokenStream,
     WorkerReset,
 )
-from worker_adapters.host import AdapterHost, HostEvent, PoolPolicy, ProbePolicy
+from worker_adapters.host import AdapterHost, HostEvent, PoolPolicy, ProbePolicy, registry
+from worker_adapters.host.events import MAX_OBSERVERS
+from worker_adapters.host.host import MAX_DRAIN_MS
 
 
 async def kinds(stream: TokenStream) -> list[str]:
@@ -700,5 +702,31 @@ def test_an_adapter_that_cannot_be_closed_is_left_and_told_of() -> None:
             ("closed", "b", "TimeoutError"),
             ("closed", "a", None),
         }
+
+    run(main())
+
+
+def test_pools_replicas_and_observers_have_their_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "MAX_POOLS", 2)
+    monkeypatch.setattr(registry, "MAX_REPLICAS", 3)
+
+    async def main() -> None:
+        async with host_of(*(Scripted(name) for name in "abc")) as host:
+            with pytest.raises(ValueError, match="at most 3 replicas"):
+                host.bind(Scripted("d"))
+            host.rebind(Scripted("c"))
+            host.bind(Scripted("a", "other"))
+            with pytest.raises(ValueError, match="at most 2 pools"):
+                host.configure("third", PoolPolicy())
+            host.unbind("other", "a")
+            host.forget("other")
+            host.configure("third", PoolPolicy())
+            for _ in range(MAX_OBSERVERS):
+                host.observe(Log())
+            with pytest.raises(ValueError, match="at most 64 observers"):
+                host.observe(Log())
+            with pytest.raises(ValueError, match="deadline_ms"):
+                await host.drain("pool", deadline_ms=MAX_DRAIN_MS + 1)
+            assert (await host.drain("third", deadline_ms=MAX_DRAIN_MS)).replicas == ()
 
     run(main())
