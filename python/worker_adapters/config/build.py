@@ -65,6 +65,7 @@ class ConfiguredHost:
             pools={pool_id: _policy(config, pool) for pool_id, pool in config.pools.items()},
             probes=config.probes,
             observers=observers,
+            logs=self.logs,
             clock=clock,
             rng=rng,
         )
