@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +23,9 @@ from worker_adapters import (
     TritonAdapter,
     WorkerIdentity,
 )
-from worker_adapters.transport import Request, flaw_of
+from worker_adapters.engines import ENGINES, adapter_class
+from worker_adapters.transport import Progress, Request, TransportError, flaw_of
+from worker_adapters.transport._httpx import HttpxTransport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,6 +57,41 @@ def test_in_what_an_adapter_is_made_with(value: str) -> None:
     for made in (LlamaCppAdapter, OpenAiAdapter, TritonAdapter):
         with pytest.raises(ValueError, match="model must be printable ASCII"):
             made("http://127.0.0.1:1", model=value)
+
+
+@bad
+def test_in_every_text_that_makes_an_adapter(value: str) -> None:
+    tried = 0
+    for name in ENGINES:
+        made = adapter_class(name)
+        for parameter in inspect.signature(made).parameters.values():
+            if parameter.annotation not in (str, "str", str | None):
+                continue
+            if parameter.name == "trtllm_version":
+                continue  # it is told, and sent to nobody
+            tried += 1
+            given = {"base_url": "http://127.0.0.1:1", parameter.name: f"/{value}"}
+            with pytest.raises(ValueError, match="printable ASCII"):
+                made(**given)
+    assert tried > len(ENGINES)
+
+
+@bad
+async def test_in_a_request_to_the_transport_alone(value: str) -> None:
+    raw = value.encode()
+    async with playing(saying(final(0), LAST_CHUNK)) as server:
+        transport = HttpxTransport(server.url)
+        for request in (
+            Request("GET", "/x", ((b"X-Test", raw),)),
+            Request("GET", "/x", ((raw, b"1"),)),
+            Request("GET", f"/{value}"),
+        ):
+            with pytest.raises(TransportError) as caught:
+                await transport.open(request, Progress(), connect=5.0, tls=5.0)
+            assert (caught.value.detail, caught.value.processed) == ("invalid_request", "no")
+            assert value not in f"{caught.value} {caught.value.message}"
+        await transport.aclose()
+        assert not server.connections
 
 
 @bad

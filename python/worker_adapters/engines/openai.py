@@ -7,6 +7,7 @@ deviations.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, Literal
@@ -176,6 +177,8 @@ class OpenAiAdapter(HttpAdapter):
     ) -> None:
         if unknown := set(sampling_fields or ()) - set(_NATIVE):
             raise ValueError(f"sampling_fields has no {', '.join(sorted(unknown))}")
+        if not re.fullmatch(r"(?:/[!-~]+)?", api_prefix):
+            raise ValueError("api_prefix must be printable ASCII without spaces and begin with /")
         super().__init__(base_url.rstrip("/").removesuffix(api_prefix), **options)
         self._prefix = api_prefix
         self._max_tokens_field = max_tokens_field

@@ -30,7 +30,7 @@ import httpx
 
 from worker_adapters._core import EgressPolicy, __version__
 from worker_adapters._secret import SecretBytes
-from worker_adapters.transport import Headers, Progress, Request, TransportError
+from worker_adapters.transport import Headers, Progress, Request, TransportError, flaw_of
 from worker_adapters.transport._connect import denied
 from worker_adapters.transport._network import ConnectionPool, PooledResponse
 
@@ -95,6 +95,8 @@ class HttpxTransport:
         tls: float | None,
     ) -> "_HttpxStream":
         """Send ``request`` and return when the response head is there. See `Transport.open`."""
+        if flaw := flaw_of(request):
+            raise TransportError("invalid_request", "validate", "no", message=flaw)
         url = self._url(request.path)
         session = self._session()
         if self._injected is not None:
