@@ -58,3 +58,35 @@ def test_no_command_may_change_the_lock_file(repository: Path) -> None:
     commands = [line.strip() for line in text.splitlines() if COMMAND.match(line)]
     assert len(commands) >= 6
     assert not [command for command in commands if "--locked" not in command]
+
+
+def test_no_crate_brings_a_weaker_hash(repository: Path) -> None:
+    """What a server chooses the keys of is hashed with a key of ours, or ordered."""
+    weak = {"ahash", "fxhash", "fnv", "foldhash", "nohash-hasher", "rustc-hash"}
+    for crate in MANIFESTS:
+        assert not weak & set(manifest(repository / crate / "Cargo.toml")["dependencies"])
+
+
+def test_unsafe_code_is_one_call(repository: Path) -> None:
+    found = [
+        (file.relative_to(repository).as_posix(), line.strip())
+        for crate in MANIFESTS
+        for file in sorted((repository / crate / "src").rglob("*.rs"))
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if re.search(r"\bunsafe\b", line.split("//")[0])
+    ]
+    ((file, line),) = found
+    assert (file, line.startswith("unsafe { pyo3::ffi::PyInterpreterState_GetID(")) == (
+        "rust/python/src/interpreter.rs",
+        True,
+    )
+    for crate in MANIFESTS[:2]:
+        text = (repository / crate / "src" / "lib.rs").read_text(encoding="utf-8")
+        assert "#![forbid(unsafe_code)]" in text
+
+
+def test_a_panic_unwinds(repository: Path) -> None:
+    """It would take the orchestrator down otherwise."""
+    profiles = manifest(repository / "Cargo.toml")["profile"]
+    assert profiles["release"]["panic"] == "unwind"
+    assert "abort" not in {profile.get("panic") for profile in profiles.values()}
