@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
+from worker_adapters._core import Metrics
 from worker_adapters.adapter import WorkerAdapter
 from worker_adapters.config.model import Configuration, PoolConfig, ReplicaConfig, ReplicaOptions
 from worker_adapters.config.problems import ConfigError, Problem
@@ -51,6 +52,7 @@ class ConfiguredHost:
         *,
         observers: Iterable[Observer] = (),
         logs: Logs | None = None,
+        metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         arguments: Mapping[str, Any] = MappingProxyType({}),
@@ -58,7 +60,10 @@ class ConfiguredHost:
         self._config = config
         self._owns_logs = logs is None
         self.logs = logs_of(config) if logs is None else logs
-        self._arguments = {"clock": clock, "logs": self.logs, **arguments}
+        self.metrics = metrics_of(config, clock) if metrics is None else metrics
+        """Where all of it is counted; serve it as docs/metrics.md says."""
+        shared = {"clock": clock, "logs": self.logs, "metrics": self.metrics}
+        self._arguments = {**shared, **arguments}
         adapters = adapters_of(config, **self._arguments)
         self.host = AdapterHost(
             policy=config.policy,
@@ -66,6 +71,7 @@ class ConfiguredHost:
             probes=config.probes,
             observers=observers,
             logs=self.logs,
+            metrics=self.metrics,
             clock=clock,
             rng=rng,
         )
@@ -108,8 +114,8 @@ class ConfiguredHost:
 
         Replicas that are new are bound, those that are gone unbound; where anything of a replica
         has changed, another adapter takes its place. Streams finish on the adapter that they are
-        on. Nothing changes where anything cannot be made: ConfigError. ``logs`` and ``probes`` are
-        those of the start. To be called in the host's loop.
+        on. Nothing changes where anything cannot be made: ConfigError. ``logs``, ``metrics`` and
+        ``probes`` are those of the start. To be called in the host's loop.
         """
         before, after = self._config, config
         old, new = _plans(before), _plans(after)
@@ -150,16 +156,36 @@ def host_from_config(
     *,
     observers: Iterable[Observer] = (),
     logs: Logs | None = None,
+    metrics: Metrics | None = None,
     clock: Callable[[], float] = time.monotonic,
     rng: random.Random | None = None,
     **arguments: Any,
 ) -> ConfiguredHost:
     """Make a host with every replica of ``config`` bound, and nothing asked yet.
 
-    ``arguments`` go to every adapter. Raises ConfigError where one cannot be made.
+    ``logs`` and ``metrics`` are made as ``config`` says unless they are given; ``arguments`` go to
+    every adapter. Raises ConfigError where one cannot be made.
     """
     return ConfiguredHost(
-        config, observers=observers, logs=logs, clock=clock, rng=rng, arguments=arguments
+        config,
+        observers=observers,
+        logs=logs,
+        metrics=metrics,
+        clock=clock,
+        rng=rng,
+        arguments=arguments,
+    )
+
+
+def metrics_of(config: Configuration, clock: Callable[[], float] = time.monotonic) -> Metrics:
+    """Return what counts as a configuration says."""
+    metrics = config.metrics
+    return Metrics(
+        clock=clock,
+        milliseconds=metrics.milliseconds,
+        seconds=metrics.seconds,
+        max_series=metrics.max_series,
+        budgets={str(label): budget for label, budget in metrics.label_budgets.items()},
     )
 
 

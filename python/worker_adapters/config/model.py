@@ -167,8 +167,12 @@ class LogsConfig(Contract):
 
 
 class MetricsConfig(Contract):
-    """What bounds the series."""
+    """How metrics are exported, and what bounds their series. See `Metrics`."""
 
+    milliseconds: StrictBool = True
+    """Whether the contract's two latencies are exported in milliseconds."""
+    seconds: StrictBool = False
+    """Whether they are in seconds, too, or instead."""
     label_budgets: dict[_Label, _Budget] = Field(default_factory=dict)
     """How many values a label has before further ones become ``other``."""
     max_series: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 20_000

@@ -208,6 +208,21 @@ async def test_adapters_share_the_logs_of_the_host(one: ScriptedEngine) -> None:
         assert {id(row._narrator.logs) for row in adapters} == {id(configured.logs)}
 
 
+async def test_adapters_and_host_count_in_one_place(one: ScriptedEngine) -> None:
+    found = config(
+        metrics={"seconds": True, "milliseconds": False, "label_budgets": {"pool_id": 1}},
+        pools=chat(a=one.url) | {"extra": chat(b=one.url)["chat"]},
+    )
+    async with host_from_config(found) as configured:
+        await (await configured.host.submit("chat", task(max_tokens=3))).collect()
+        await (await configured.host.submit("extra", task(max_tokens=3))).collect()
+        told = configured.metrics.render()
+        assert 'tokens_out_total{engine="llamacpp"' in told
+        assert 'pool_id="other"' in told
+        assert 'pool_id="extra"' not in told
+        assert "latency_first_token_ms_bucket" not in told
+
+
 async def test_a_pool_with_a_replica_of_somebody_else_s_stays(one: ScriptedEngine) -> None:
     from worker_adapters import LlamaCppAdapter
 
