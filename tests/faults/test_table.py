@@ -17,11 +17,6 @@ RUST_TESTS: Final = REPOSITORY / "rust" / "net" / "tests"
 
 SIZES: Final = dict(zip("ABCDEFGHIJK", (11, 5, 5, 13, 13, 12, 7, 3, 5, 7, 4), strict=True))
 
-PENDING: Final = {
-    "K4",
-}
-"""Rows that have no test yet."""
-
 
 class Row(NamedTuple):
     name: str
@@ -82,9 +77,6 @@ def test_every_row_is_there_once_and_in_order() -> None:
 def test_a_row_says_what_comes_of_it_and_has_its_tests(row: Row) -> None:
     assert row.outcome
     assert row.flag
-    if row.name in PENDING:
-        assert not row.tests, f"{row.name} has a test: it is not pending"
-        return
     assert row.tests, f"no test shows {row.name}"
     for test in row.tests:
         if "::" in test:
@@ -96,7 +88,3 @@ def test_a_row_says_what_comes_of_it_and_has_its_tests(row: Row) -> None:
 def test_every_test_has_its_row() -> None:
     listed = {test for row in ROWS for test in row.tests if "::" not in test}
     assert set(python_tests()) == listed
-
-
-def test_only_rows_are_pending() -> None:
-    assert {row.name for row in ROWS} >= PENDING
