@@ -111,6 +111,10 @@ fuzz: ## run every fuzz target for FUZZ_SECONDS, default 60; a crash is an error
 soak: $(call stamp,DEV) $(call stamp,BENCH) $(BUILT) ## load, faults and cancels, and what grows; LONG=1 for hours, ARGS="--peers cancels --cancels 1000000"
 	$(BIN)/python -m tests.soak $(if $(LONG),--long) $(ARGS)
 
+.PHONY: loom
+loom: ## run what threads do to each other in every order
+	cd rust/loom && $(CARGO) test --locked --quiet --test models
+
 .PHONY: bench
 bench: $(call stamp,BENCH) $(BUILT) ## measure it beside its peers in 10 minutes and rewrite benches/RESULTS.md
 	$(BIN)/python -m benches.python.report
@@ -160,7 +164,7 @@ all: lint test ## everything CI runs
 
 .PHONY: clean
 clean: ## remove everything the commands made
-	rm -rf $(VENV) target dist mutants.out rust/core/fuzz/target rust/core/fuzz/corpus .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) target dist mutants.out rust/core/fuzz/target rust/core/fuzz/corpus rust/loom/target .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f python/worker_adapters/_core.*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

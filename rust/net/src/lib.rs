@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod announced;
 mod clock;
 mod connect;
 mod exchange;
@@ -26,6 +27,7 @@ pub mod resolver;
 mod sink;
 mod state;
 mod stream;
+mod sync;
 mod target;
 mod tasks;
 mod timers;

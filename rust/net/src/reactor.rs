@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 #[cfg(unix)]
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use mio::{Events, Poll, Token};
 use worker_adapters_core::time::Instant;
 
+use crate::announced::Announced;
 use crate::clock::{Clock, Monotonic};
 use crate::exchange::Exchange;
 use crate::resolver::{Resolve, Resolver, SystemResolver};
@@ -69,8 +70,7 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     clock: Arc<dyn Clock>,
     answers: Arc<Mutex<Vec<Answer>>>,
-    /// When whoever turns the reactor will come by on its own; nanoseconds, `u64::MAX` for never.
-    announced: AtomicU64,
+    announced: Announced,
     fd: RawFd,
     process: fn() -> u32,
     /// The process whose sockets these are.
@@ -104,7 +104,7 @@ impl Reactor {
             state: Mutex::new(state),
             clock: config.clock,
             answers,
-            announced: AtomicU64::new(u64::MAX),
+            announced: Announced::never(),
             fd,
             process: config.process,
             owner: (config.process)(),
@@ -154,7 +154,7 @@ impl Reactor {
                 let _ = shared.waker.wake();
             }
             let next = state.next_due();
-            shared.announced.store(next.map_or(u64::MAX, nanos), Ordering::Release);
+            shared.announced.announce(next);
             (next, state.leave())
         };
         leftovers.settle();
@@ -283,9 +283,7 @@ impl Shared {
             let outcome = change(&mut state, self.clock.now());
             (outcome, state.next_due(), state.has_unread(), state.leave())
         };
-        let is_earlier =
-            next.is_some_and(|next| nanos(next) < self.announced.load(Ordering::Acquire));
-        if is_earlier || is_unread {
+        if self.announced.is_later_than(next) || is_unread {
             let _ = self.waker.wake();
         }
         (outcome, leftovers)
@@ -316,10 +314,6 @@ impl Drop for Driver {
             let _ = thread.join();
         }
     }
-}
-
-fn nanos(instant: Instant) -> u64 {
-    u64::try_from(instant.saturating_since(Instant::default()).as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A panic elsewhere cannot leave behind anything that is unsafe to look at.

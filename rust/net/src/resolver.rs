@@ -11,9 +11,10 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+
+use crate::sync::{Condvar, Mutex, MutexGuard, thread};
 
 #[cfg(test)]
 mod tests;
@@ -121,7 +122,7 @@ impl Resolver {
         Self::with_idle(resolve, done, IDLE)
     }
 
-    fn with_idle(
+    pub(crate) fn with_idle(
         resolve: Arc<dyn Resolve>,
         done: impl Fn(u64, io::Result<Vec<SocketAddr>>) + Send + Sync + 'static,
         idle: Duration,

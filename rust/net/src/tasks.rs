@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use worker_adapters_core::task::Uuid;
 use crate::sink::Sink;
 use crate::state::Leftovers;
 use crate::stream::EventStream;
+use crate::sync::{Mutex, MutexGuard};
 use crate::target::{Bounds, Request, Target};
 
 /// The tasks in flight of one adapter, by their ids.

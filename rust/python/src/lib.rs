@@ -13,6 +13,7 @@ mod redact;
 mod rules;
 mod sse;
 mod stream;
+mod sync;
 
 use pyo3::prelude::*;
 

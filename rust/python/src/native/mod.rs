@@ -2,6 +2,7 @@
 
 mod events;
 mod forks;
+mod mailbox;
 mod reactor;
 mod stream;
 mod target;

@@ -181,9 +181,10 @@ impl PyReactor {
             // A callback of the parent's loop: whoever uses the adapter here is told, not the loop.
             return Ok(false);
         }
-        let next = self.wakes.during(|| self.reactor.turn(Some(Duration::ZERO)))?;
+        let turned = self.wakes.during(|| self.reactor.turn(Some(Duration::ZERO)));
         // Whatever a task that goes on raises: the clocks of the other streams run.
         let anybody = self.wakes.tell(py, at_once);
+        let next = turned?;
         if let Some(next) = next
             && nanos(next) < self.armed.load(Ordering::Relaxed)
         {

@@ -1,7 +1,6 @@
 //! How Python learns that something has come: once for all streams of a turn.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Wake, Waker};
 
@@ -9,15 +8,14 @@ use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit, intern};
 use worker_adapters_net::Reactor;
 
+use super::mailbox::Mailbox;
 use super::wait::PyNativeWait;
 
 /// Whoever has been woken and not yet told, for one reactor.
 pub(crate) struct Wakes {
-    woken: Mutex<Vec<Arc<StreamWaker>>>,
+    woken: Mailbox<Arc<StreamWaker>>,
     /// Those of every stream, and how many there may be before the gone ones are forgotten.
     streams: Mutex<(Vec<Weak<StreamWaker>>, usize)>,
-    /// Whether whoever turns the reactor will look here anyway.
-    is_turning: AtomicBool,
     bell: Bell,
 }
 
@@ -31,20 +29,12 @@ pub(crate) enum Bell {
 
 impl Wakes {
     pub(crate) fn new(bell: Bell) -> Self {
-        Self {
-            woken: Mutex::default(),
-            streams: Mutex::default(),
-            is_turning: AtomicBool::new(false),
-            bell,
-        }
+        Self { woken: Mailbox::new(), streams: Mutex::default(), bell }
     }
 
     /// Runs a turn of the reactor, whose wakes are told by the `tell` that follows.
     pub(crate) fn during<T>(&self, turn: impl FnOnce() -> T) -> T {
-        self.is_turning.store(true, Ordering::Relaxed);
-        let outcome = turn();
-        self.is_turning.store(false, Ordering::Relaxed);
-        outcome
+        self.woken.during(turn)
     }
 
     /// Tells everybody who has been woken; whether there was anybody. Belongs to the loop's thread.
@@ -53,9 +43,8 @@ impl Wakes {
     pub(crate) fn tell(&self, py: Python<'_>, at_once: bool) -> PyResult<bool> {
         let mut failure = None;
         let mut anybody = false;
-        // Of its own, so that the lock is free again: a task that goes on may wake others.
-        let woken = std::mem::take(&mut *lock(&self.woken));
-        for waker in woken {
+        // A task that goes on may wake others.
+        for waker in self.woken.empty() {
             anybody = true;
             if let Err(error) = waker.tell(py, at_once) {
                 // The others are told all the same.
@@ -90,12 +79,7 @@ impl Wakes {
     }
 
     fn push(&self, waker: Arc<StreamWaker>) {
-        let is_first = {
-            let mut woken = lock(&self.woken);
-            woken.push(waker);
-            woken.len() == 1
-        };
-        if is_first && !self.is_turning.load(Ordering::Relaxed) {
+        if self.woken.put(waker) {
             match &self.bell {
                 Bell::Reactor(reactor) => reactor.kick(),
                 Bell::Own(bell) => {
