@@ -56,7 +56,6 @@ class Blocking(logging.Handler):
         self.let_go.wait(WITHIN)
 
 
-@both_transports
 @pytest.fixture
 def logger() -> Iterator[logging.Logger]:
     own = logging.getLogger(f"worker_adapters.test.{uuid4().hex}")
@@ -77,6 +76,7 @@ async def stream_all(logs: Logs) -> None:
             finished(outcome)
 
 
+@both_transports
 async def test_k3_a_log_sink_that_blocks(logger: logging.Logger) -> None:
     sink = Blocking()
     logger.addHandler(sink)
