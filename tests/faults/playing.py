@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tests.faults.outcomes import Outcome, ask, read
 from tests.unit.tasks import ONCE, task
 from tests.unit.wire import STREAM_HEAD, WITHIN, Connection, Received, engine, frame, playing
-from worker_adapters import Extensions, TaskRequest, WorkerError
+from worker_adapters import Extensions, Metrics, TaskRequest, WorkerError
 from worker_adapters.engines import adapter_class
 from worker_adapters.testing.conformance import check_events
 from worker_adapters.testing.engines import SCRIPTED
@@ -37,6 +37,13 @@ class Told(Outcome):
 
     connections: list[Connection] = field(default_factory=list)
     """Those that a completion was asked for over."""
+
+    counted: Metrics | None = None
+
+    def count(self, name: str) -> float:
+        """What a counter says."""
+        assert self.counted is not None
+        return sum(value for _, value in samples_of(self.counted, name))
 
     @property
     def fault(self) -> WorkerError:
@@ -105,10 +112,12 @@ async def told(
 ) -> Told:
     """Submit a task to an engine; see what it comes to, and that it is let go of.
 
-    The laws of a stream hold for whatever comes, and a connection that an error came over is closed
-    by us: its script is through only when the client has left.
+    The laws of a stream hold for whatever comes, an error is counted once, and a connection that it
+    came over is closed by us: its script is through only when the client has left.
     """
     options.setdefault("clock", asyncio.get_running_loop().time)
+    counted = Metrics()
+    options.setdefault("metrics", counted)
     dialect: str = getattr(server, "dialect", "llamacpp")
     asked = task_of(dialect) if asked is None else asked
     async with server:
@@ -117,14 +126,32 @@ async def told(
             outcome = await ask(made, asked)
             if outcome.events:
                 check_events(outcome.events, asked.engine)
+            told_of = samples_of(counted, "task_errors_total")
+            errors = [(labels["kind"], labels["phase"]) for labels, value in told_of if value]
+            assert errors == errors_of(outcome)
+            assert sum(value for _, value in told_of) == len(errors)
             posted = await left(server) if outcome.error is not None else completions(server)
-            return as_told(outcome, posted)
+            return as_told(outcome, posted, counted)
 
 
-def as_told(outcome: Outcome, posted: Sequence[Connection] = ()) -> Told:
+def samples_of(counted: Metrics, name: str) -> list[tuple[dict[str, str], float]]:
+    """Return labels and values of one family."""
+    [samples] = [samples for family, *_, samples in counted.snapshot() if family == name]
+    return [(labels, value) for _, labels, value, *_ in samples]
+
+
+def errors_of(outcome: Outcome) -> list[tuple[str, str]]:
+    """Return what must have been counted."""
+    error = outcome.error
+    return [] if error is None else [(error.kind, error.phase or "")]
+
+
+def as_told(
+    outcome: Outcome, posted: Sequence[Connection] = (), counted: Metrics | None = None
+) -> Told:
     """Return an outcome as one that can be asked for its fault."""
     known = (outcome.events, outcome.error, outcome.is_raised, outcome.seconds)
-    return Told(*known, list(posted))
+    return Told(*known, list(posted), counted)
 
 
 async def followed(stream: TokenStream) -> Told:
