@@ -467,7 +467,7 @@ async def main():
         made._data_plane = _native.NativeTransport(
             sys.argv[1], tls=partial(TlsSetup.of, None), threaded=True
         )
-    stream = await made.submit(task(2000))
+    stream = await made.submit(task(1200))
     while (event := await anext(stream)).kind != "token":
         pass
     holder = threading.Thread(target=ctypes.PyDLL(None).usleep, args=(1_000_000,))
@@ -492,7 +492,7 @@ def test_j6_the_gil_is_held_for_a_second(
     if (transport, reads) == ("httpx", "thread"):
         pytest.skip("only native sockets can have a thread of their own")
     code = GIL.format(threaded=reads == "thread")
-    assert outcome(program(endless.url, transport, code)) == (0, "2000 True\n", "")
+    assert outcome(program(endless.url, transport, code)) == (0, "1200 True\n", "")
 
 
 SECOND = """
