@@ -209,7 +209,8 @@ def _is_heard(logger: logging.Logger) -> bool:
     """Whether a handler of this logger, or of one above it, does anything at all."""
     above: logging.Logger | None = logger
     while above is not None:
-        if any(not isinstance(handler, logging.NullHandler) for handler in above.handlers):
-            return True
+        for handler in above.handlers:
+            if not isinstance(handler, logging.NullHandler):
+                return True
         above = above.parent if above.propagate else None
     return False

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.schemas import essence
 from worker_adapters.config import ConfigError, Configuration, load, schema
 from worker_adapters.config.lines import line_of
 
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 EXAMPLE = re.search(r"```toml\n(.*?)```", (DOCS / "configuration.md").read_text("utf-8"), re.DOTALL)
 KEY = "sk-proj-0123456789abcdefghijABCDEFGHIJ"
+
+needs_the_extra = pytest.mark.skipif(
+    find_spec("pydantic_settings") is None, reason="the extra [config] is not installed"
+)
 
 SMALL = """\
 version = 1
@@ -65,7 +72,7 @@ def test_the_example(write: Callable[[str], Path]) -> None:
 
 def test_the_published_schema_is_this_one() -> None:
     published = json.loads((DOCS / "schemas" / "config-v1.json").read_text("utf-8"))
-    assert published == schema()
+    assert essence(published) == essence(schema())
     jsonschema.Draft202012Validator.check_schema(published)
 
 
@@ -74,6 +81,7 @@ def test_without_a_file() -> None:
     assert found.pools["chat"].engine == "vllm"
 
 
+@needs_the_extra
 def test_arguments_before_environment_before_file(
     write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +100,7 @@ def test_arguments_before_environment_before_file(
     assert found.features == ("stop", "tools")
 
 
+@needs_the_extra
 def test_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_ADAPTERS__VERSION", "1")
     monkeypatch.setenv("WORKER_ADAPTERS__POOLS", '{"chat": {"engine": "tgi"}}')
@@ -177,6 +186,7 @@ def test_what_is_wrong(write: Callable[[str], Path], text: str, said: str) -> No
     assert any(said in line for line in told), told
 
 
+@needs_the_extra
 def test_a_variable_is_named(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     name = "WORKER_ADAPTERS__POLICY__MAX_IN_FLIGHT"
     monkeypatch.setenv(name, KEY)
@@ -190,12 +200,20 @@ def test_an_argument_is_named(write: Callable[[str], Path]) -> None:
     assert told.startswith("argument: mode: ")
 
 
+def test_without_the_extra_a_variable_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_ADAPTERS__MODE", "dev")
+    monkeypatch.setitem(sys.modules, "pydantic_settings", None)
+    (told,) = problems(None, version=1)
+    assert told.startswith("WORKER_ADAPTERS__MODE: variables need the extra: pip install")
+
+
 def test_a_variable_of_no_field(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_ADAPTERS__POOLZ__CHAT__MODEL", "x")
     (told,) = problems(None, version=1)
     assert told.startswith("WORKER_ADAPTERS__POOLZ__CHAT__MODEL: poolz: there is no such field")
 
 
+@needs_the_extra
 def test_a_variable_that_is_no_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_ADAPTERS__FEATURES", "stop")
     (told,) = problems(None, version=1)
