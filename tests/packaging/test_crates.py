@@ -1,4 +1,4 @@
-"""The crates as others build them: the core alone, the extension for the stable ABI."""
+"""The crates as others get them."""
 
 import json
 import os
@@ -33,6 +33,8 @@ def test_the_core_crate_knows_neither_python_nor_sockets(run: Run) -> None:
     assert not {"pyo3", "tokio", "hyper", "mio", "socket2", "rustls"} & set(tree.split())
 
 
-def test_the_extension_compiles_for_the_stable_abi(run: Run, repository: Path) -> None:
-    manifest = repository / "rust" / "python" / "Cargo.toml"
-    run([CARGO, "check", "--manifest-path", manifest, "--features", "abi3", "--locked"])
+def test_what_would_be_published_of_the_sockets_crate(run: Run) -> None:
+    command = [CARGO, "package", "--package=worker-adapters-net", "--locked", "--allow-dirty"]
+    names = set(run([*command, "--list"]).stdout.splitlines())
+    assert {"Cargo.toml", "LICENSE", "README.md", "src/lib.rs"} <= names
+    assert not {name for name in names if name.startswith("tests/")}
