@@ -95,6 +95,9 @@ def test_the_contract_s_defaults() -> None:
         {"budget": -0.1},
         {"floor": -1},
         {"floor": 0.5},
+        {"floor": "3"},
+        {"attempts": "2"},
+        {"attempts": True},
     ],
 )
 def test_a_policy_that_makes_no_sense(wrong: dict[str, Any]) -> None:

@@ -614,6 +614,33 @@ mod tests {
     }
 
     #[test]
+    fn an_event_may_have_a_mebibyte_unless_told_otherwise() {
+        for (bytes, outcome) in
+            [(1 << 20, Ok(1)), ((1 << 20) + 1, Err(SseError::EventTooLarge { limit: 1_048_576 }))]
+        {
+            let line = [b"data:".to_vec(), vec![b'x'; bytes - 5]].concat();
+            let seen = events(&mut SseDecoder::new(), &[&line, b"\n\n"]);
+            assert_eq!(seen.map(|seen| seen.len()), outcome);
+        }
+    }
+
+    #[test]
+    fn malformed_utf8_is_counted_by_its_maximal_subparts() {
+        let mut decoder = SseDecoder::new();
+        events(&mut decoder, &[b"data: \xff", b"\xe2\x82 \xf0\x9f\n"]).unwrap();
+        assert_eq!(decoder.utf8_replaced(), 3);
+        events(&mut decoder, &[b"id: \x80\nevent: \x80\ndata: ok\n\n"]).unwrap();
+        assert_eq!(decoder.utf8_replaced(), 5);
+    }
+
+    #[test]
+    fn errors_say_what_happened() {
+        let too_large = SseError::EventTooLarge { limit: 7 }.to_string();
+        assert!(too_large.contains("larger") && too_large.contains("7 bytes"), "{too_large}");
+        assert!(SseError::Finished.to_string().contains("after the end"));
+    }
+
+    #[test]
     fn feeding_after_the_end_is_an_error() {
         let mut decoder = SseDecoder::new();
         decoder.finish();
