@@ -1,7 +1,8 @@
 """What a fault comes out as, and what holds under each of them.
 
 A test has a task done by `ask` and says by `failed` what it must come to. `ask` checks what holds
-for every row: the law of events, that nothing told shows a key, a prompt or a token.
+for every row: the law of events, that nothing told shows a key, a prompt or a token, that an error
+is counted once.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ import gc
 import json
 import socket
 import traceback
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 from tests.unit.tasks import ONCE, PROMPT
 from tests.unit.tasks import adapter as plain_adapter
 from tests.unit.wire import STREAM_HEAD, eventually, final, frame
-from worker_adapters import TokenEvent, VllmAdapter, WorkerError, WorkerIdentity
+from worker_adapters import Metrics, TokenEvent, VllmAdapter, WorkerError, WorkerIdentity
 from worker_adapters.testing.wire import LAST_CHUNK, chunk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from worker_adapters import LlamaCppAdapter, TaskRequest, TokenStream, WorkerAdapter
 
@@ -135,22 +138,75 @@ class Outcome:
         return [event.data["t"] for event in self.events if event.kind == "token"]
 
 
+class _Ledger:
+    """The errors that an adapter's tasks were told of, beside those that its metrics count."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.told: Counter[tuple[str, str]] = Counter()
+        self._open = 0
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Have a task under way."""
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+    def check(self) -> None:
+        """Assert that every error is counted once, unless another may be on its way."""
+        if not self._open:
+            counted = self._counted()
+            assert counted == self.told, f"{counted} are counted, not {self.told}"
+
+    def _counted(self) -> Counter[tuple[str, str]]:
+        counted: Counter[tuple[str, str]] = Counter()
+        for name, _, _, samples in self.metrics.snapshot():
+            if name == "task_errors_total":
+                for _, labels, value, _ in samples:
+                    counted[labels["kind"], labels["phase"]] += int(value)
+        return +counted
+
+
+_LEDGERS: Final[WeakKeyDictionary[WorkerAdapter, _Ledger]] = WeakKeyDictionary()
+
+
 def adapter(url: str, **options: Any) -> LlamaCppAdapter:
     """Return an adapter that knows its engine, so that the first thing it sends is the task."""
-    made = plain_adapter(url, **{"api_key": KEY, **options})
+    ledger = _Ledger()
+    made = plain_adapter(url, **{"api_key": KEY, "metrics": ledger.metrics, **options})
     made._identity = WorkerIdentity(engine_version="b1", ctx_max=1024)
+    _LEDGERS[made] = ledger
     return made
 
 
 def resting(url: str, **options: Any) -> VllmAdapter:
     """As `adapter`, of an engine that is asked again over the same connection; llama.cpp is not."""
-    made = VllmAdapter(url, **{"api_key": KEY, "retries": ONCE, **options})
+    ledger = _Ledger()
+    made = VllmAdapter(
+        url, **{"api_key": KEY, "retries": ONCE, "metrics": ledger.metrics, **options}
+    )
     made._identity = WorkerIdentity(engine_version="0.1", ctx_max=1024)
+    _LEDGERS[made] = ledger
     return made
 
 
 async def ask(made: WorkerAdapter, task: TaskRequest, **options: Any) -> Outcome:
     """Have ``task`` done and return what became of it, after checking what always holds."""
+    ledger = _LEDGERS.get(made)
+    if ledger is None:
+        return await _asked(made, task, options)
+    with ledger.open():
+        outcome = await _asked(made, task, options)
+        if outcome.error is not None:
+            ledger.told[outcome.error.kind, outcome.error.phase] += 1
+    ledger.check()
+    return outcome
+
+
+async def _asked(made: WorkerAdapter, task: TaskRequest, options: dict[str, Any]) -> Outcome:
     loop = asyncio.get_running_loop()
     began = loop.time()
     LOG.note("submit")
