@@ -35,7 +35,8 @@ from worker_adapters.engines._call import Call, CancelledInFlightError
 from worker_adapters.engines._credentials import ApiKey, Credentials
 from worker_adapters.engines._dispatch import Answer, Dispatch, Unsupported, private_texts
 from worker_adapters.engines._identity import IdentifiedEngine
-from worker_adapters.errors import WorkerError
+from worker_adapters.engines._load import EngineLoad
+from worker_adapters.errors import AdapterError, WorkerError
 from worker_adapters.observe.logs import Logs
 from worker_adapters.observe.narration import Narrator, narrated
 from worker_adapters.observe.watching import Watchers
@@ -272,6 +273,22 @@ class HttpAdapter(IdentifiedEngine):
         return None
 
     # The contract.
+
+    async def load(self, *, timeouts: Timeouts | None = None) -> EngineLoad:
+        """Ask ``/metrics`` how busy the engine is; all None where it does not tell there.
+
+        Raises WorkerError.
+        """
+        return await self._load(self._call(timeouts))
+
+    async def _load(self, call: Call) -> EngineLoad:
+        try:
+            exposition = await self._get("/metrics", call)
+        except AdapterError as error:
+            if error.detail not in {"not_found", "unsupported"}:
+                raise
+            return EngineLoad()
+        return EngineLoad.from_metrics(exposition.decode("utf-8", "replace"), self.engine)
 
     def _describe(self, identity: WorkerIdentity | None, props: WorkerProps) -> AdapterCapabilities:
         described = super()._describe(identity, props)

@@ -96,8 +96,6 @@ ERROR_RULES: Final = ErrorRules(RULES)
 
 _ESCAPED: Final = re.compile(r'[\x00-\x1f"\\\x7f]')
 
-_PROCESSING: Final = re.compile(rb"^llamacpp:requests_processing ([0-9.e+]+)$", re.MULTILINE)
-
 
 class LlamaCppAdapter(HttpAdapter):
     """A llama.cpp server. Arguments as `HttpAdapter` has them, and one more.
@@ -165,7 +163,7 @@ class LlamaCppAdapter(HttpAdapter):
             if not _not_offered(error):
                 raise
             slots_total = None
-        busy = await self._busy(call)
+        busy = (await self._load(call)).running
         if slots_total is None:
             return WorkerProps()
         if busy is None:
@@ -173,17 +171,6 @@ class LlamaCppAdapter(HttpAdapter):
         return WorkerProps(
             slots_total=slots_total, slots_free=max(0, slots_total - busy), source="props+metrics"
         )
-
-    async def _busy(self, call: Call) -> int | None:
-        """Return how many tasks run, from the metrics; None where they are switched off."""
-        try:
-            exposition = await self._get("/metrics", call)
-        except AdapterError as error:
-            if not _not_offered(error):
-                raise
-            return None
-        found = _PROCESSING.search(exposition)
-        return None if found is None else int(float(found[1]))
 
     async def identity(self, *, timeouts: Timeouts | None = None) -> WorkerIdentity:
         """Ask for the build and the model. See `WorkerAdapter.identity`.

@@ -16,7 +16,6 @@ from worker_adapters.contract import TaskRequest, Timeouts, WorkerIdentity, Work
 from worker_adapters.engines import _chat
 from worker_adapters.engines._http import Answer, Call, Dispatch, HttpAdapter, Unsupported
 from worker_adapters.engines._pattern import one_of
-from worker_adapters.errors import AdapterError
 from worker_adapters.extensions import Constraint
 
 __all__ = ["ERROR_RULES", "RULES", "TgiAdapter"]
@@ -71,8 +70,6 @@ RULES: Final[Sequence[Mapping[str, Any]]] = (
 
 ERROR_RULES: Final = ErrorRules(RULES)
 
-_RUNNING: Final = re.compile(rb"^tgi_batch_current_size ([0-9.e+]+)$", re.MULTILINE)
-_WAITING: Final = re.compile(rb"^tgi_queue_size ([0-9.e+]+)$", re.MULTILINE)
 
 _BASE_MODEL: Final = "tgi"
 """What the chat route calls the model without an adapter; any other name is one."""
@@ -129,24 +126,11 @@ class TgiAdapter(HttpAdapter):
         slots = (await self._refresh_identity(call)).details.get("slots")
         if not isinstance(slots, int):
             return WorkerProps()
-        busy = await self._busy(call)
-        if busy is None:
+        load = await self._load(call)
+        if load.running is None or load.waiting is None:
             return WorkerProps(slots_total=slots, source="info")
-        return WorkerProps(
-            slots_total=slots, slots_free=max(0, slots - busy), source="info+metrics"
-        )
-
-    async def _busy(self, call: Call) -> int | None:
-        """Return how many tasks run or wait; None while the server has not told of either."""
-        try:
-            exposition = await self._get("/metrics", call)
-        except AdapterError as error:
-            if error.detail != "not_found":
-                raise
-            return None
-        found = (_RUNNING.search(exposition), _WAITING.search(exposition))
-        counts = [int(float(match[1])) for match in found if match is not None]
-        return sum(counts) if len(counts) == len(found) else None
+        free = max(0, slots - load.running - load.waiting)
+        return WorkerProps(slots_total=slots, slots_free=free, source="info+metrics")
 
     def _features(self, identity: WorkerIdentity | None) -> Mapping[str, Feature]:
         """Tell what this server's version can do of what the class declares."""

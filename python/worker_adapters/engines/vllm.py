@@ -7,7 +7,6 @@ which version: constraints, token ids, request ids of our own and a route to abo
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, ClassVar, Final
 from uuid import uuid4
@@ -16,6 +15,7 @@ from worker_adapters.capabilities import Feature
 from worker_adapters.contract import SubmitContext, Timeouts, WorkerIdentity, WorkerProps
 from worker_adapters.engines._call import Call
 from worker_adapters.engines._dispatch import Dispatch, Unsupported
+from worker_adapters.engines._load import EngineLoad
 from worker_adapters.engines.openai import (
     ERROR_RULES,
     REPETITION,
@@ -49,55 +49,6 @@ ABORT_PATH: Final = "/inference/v1/abort_requests"
 RUST_FRONT_END: Final = "vllm-frontend-rs"
 UNKNOWN: Final = "unknown"
 """The version of a server that does not tell it."""
-
-METRIC_NAMES: Final[Mapping[str, Sequence[str]]] = {
-    "running": ("vllm:num_requests_running",),
-    "waiting": ("vllm:num_requests_waiting",),
-    # 0.9.2 to 0.11 have both, 0.12 and later only the first.
-    "kv_cache_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
-}
-"""What each gauge is called, the newest name first."""
-
-_SAMPLE: Final = re.compile(
-    r"^(?P<name>vllm:\w+)(?:\{[^\n]*\})? (?P<value>[0-9.eE+-]+)$", re.MULTILINE
-)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLoad:
-    """What the metrics say of an engine's work; None where they do not say it.
-
-    Each is over all data-parallel engines behind the server.
-    """
-
-    running: int | None = None
-    """Requests being generated."""
-    waiting: int | None = None
-    """Requests that wait for a place."""
-    kv_cache_usage: float | None = None
-    """The mean share of the KV cache in use, 0 to 1."""
-    engines: int | None = None
-    """How many data-parallel engines report."""
-
-    @classmethod
-    def from_metrics(cls, exposition: str) -> "EngineLoad":
-        """Read a Prometheus exposition of any version."""
-        samples: dict[str, list[float]] = {}
-        wanted = {name for names in METRIC_NAMES.values() for name in names}
-        for sample in _SAMPLE.finditer(exposition):
-            if sample["name"] in wanted:
-                samples.setdefault(sample["name"], []).append(float(sample["value"]))
-        found = {
-            gauge: next((samples[name] for name in names if name in samples), None)
-            for gauge, names in METRIC_NAMES.items()
-        }
-        running, waiting, usage = found["running"], found["waiting"], found["kv_cache_usage"]
-        return cls(
-            running=None if running is None else int(sum(running)),
-            waiting=None if waiting is None else int(sum(waiting)),
-            kv_cache_usage=None if usage is None else sum(usage) / len(usage),
-            engines=None if running is None else len(running),
-        )
 
 
 class VllmAdapter(OpenAiAdapter):
@@ -151,19 +102,6 @@ class VllmAdapter(OpenAiAdapter):
             slots_free=max(0, total - load.running),
             source="server_info+metrics",
         )
-
-    async def load(self, *, timeouts: Timeouts | None = None) -> EngineLoad:
-        """Ask ``/metrics`` how busy the engine is. Raises WorkerError."""
-        return await self._load(self._call(timeouts))
-
-    async def _load(self, call: Call) -> EngineLoad:
-        try:
-            exposition = await self._get("/metrics", call)
-        except AdapterError as error:
-            if error.detail not in {"not_found", "unsupported"}:
-                raise
-            return EngineLoad()
-        return EngineLoad.from_metrics(exposition.decode("utf-8", "replace"))
 
     async def _ask_identity(self, call: Call) -> WorkerIdentity:
         version = await self._told_version(call)
