@@ -180,8 +180,9 @@ impl<P: FrameParser> StreamDecoder<P> {
     /// One network read of the body.
     pub fn feed(&mut self, read: &[u8], now: Instant, out: &mut Vec<TokenEvent>) {
         self.take(read, now, out);
-        if let Some(tally) = &mut self.tally {
-            tally.fed(read.len(), self.law.tokens_seen, now);
+        if let Some(tally) = &mut self.tally
+            && (tally.fed(read.len(), self.law.tokens_seen, now) || self.law.is_terminal())
+        {
             self.account(now);
         }
     }
@@ -402,14 +403,15 @@ impl<P: FrameParser> StreamDecoder<P> {
         let Some(tally) = &mut self.tally else { return };
         let law = &self.law;
         tally.is_answered |= law.has_head && matches!(self.body, Body::Events);
-        tally.fold(&Tallies {
+        let tallies = Tallies {
             tokens_in: law.tokens_in.unwrap_or(0),
             tokens_out: law.tokens_seen.max(law.engine_tokens_out.unwrap_or(0)),
             utf8_replaced: self.sse.utf8_replaced(),
             after_end: law.dropped_after_end,
             metrics_dropped: law.metrics_dropped,
             first_token: law.clocks.latency_first_token(),
-        });
+        };
+        tally.fold(&tallies, now);
         if let Some(ending) = law.ending {
             tally.end(ending, law.clocks.decode_time(now));
         }

@@ -53,13 +53,21 @@ impl Histogram {
         }
     }
 
-    pub(crate) fn observe(&self, value: Duration, times: u64, trace_id: Option<TraceId>) {
+    /// Adds what was sorted into buckets elsewhere.
+    pub(crate) fn merge(&self, counts: &[u64], sum_micros: u64) {
+        for (own, more) in self.counts.iter().zip(counts).filter(|(_, more)| **more > 0) {
+            own.fetch_add(*more, Ordering::Relaxed);
+        }
+        self.sum.fetch_add(sum_micros, Ordering::Relaxed);
+    }
+
+    pub(crate) fn observe(&self, value: Duration, trace_id: Option<TraceId>) {
         let micros = u64::try_from((value.as_nanos() + 500) / 1_000).unwrap_or(u64::MAX);
         let at = self.bounds.partition_point(|bound| *bound < micros);
         if let Some(count) = self.counts.get(at) {
-            count.fetch_add(times, Ordering::Relaxed);
+            count.fetch_add(1, Ordering::Relaxed);
         }
-        self.sum.fetch_add(micros.saturating_mul(times), Ordering::Relaxed);
+        self.sum.fetch_add(micros, Ordering::Relaxed);
         if let Some(trace_id) = trace_id {
             let mut exemplars = self.exemplars.lock().unwrap_or_else(PoisonError::into_inner);
             if exemplars.is_empty() {
@@ -99,7 +107,7 @@ mod tests {
     fn a_bound_belongs_to_its_bucket() {
         let histogram = Histogram::new(&[10, 20]);
         for micros in [0, 10, 11, 20, 21] {
-            histogram.observe(Duration::from_micros(micros), 1, None);
+            histogram.observe(Duration::from_micros(micros), None);
         }
         let value = histogram.read();
         assert_eq!(&*value.counts, [2, 2, 1]);
@@ -121,8 +129,8 @@ mod tests {
     fn the_latest_exemplar_of_a_bucket_is_kept() {
         let id = TraceId([b'a'; 32]);
         let histogram = Histogram::new(&[10]);
-        histogram.observe(Duration::from_micros(3), 1, Some(id));
-        histogram.observe(Duration::from_micros(4), 1, Some(id));
+        histogram.observe(Duration::from_micros(3), Some(id));
+        histogram.observe(Duration::from_micros(4), Some(id));
         let value = histogram.read();
         assert_eq!(&*value.exemplars, [Some(Exemplar { trace_id: id, micros: 4 }), None]);
     }

@@ -3,7 +3,7 @@
 //! One [`Metrics`] holds every series; nothing is global. A [`ReplicaMetrics`] is one replica's
 //! handle on it, a [`TaskMetrics`] one task's, which a [`StreamDecoder`](crate::StreamDecoder) is
 //! given. Labels are looked up and written out when a handle is made, never per token: a decoder
-//! counts in plain integers and adds them to atomics once per network read.
+//! counts in plain integers and adds them to atomics four times a second and at the end.
 //!
 //! A scrape copies a pointer per family under the lock and reads the atomics without it. Label
 //! values are bounded in size and number; what is past a budget is counted as [`OTHER`].

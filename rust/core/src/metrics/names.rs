@@ -130,10 +130,11 @@ const DECODE: FamilyKind = FamilyKind::Histogram(&[
     250_000, 500_000, 1_000_000, 1_500_000, 2_000_000, 3_000_000, 4_000_000, 6_000_000, 8_000_000,
     12_000_000,
 ]);
-const INTER_TOKEN: FamilyKind = FamilyKind::Histogram(&[
+pub(super) const INTER_TOKEN_BOUNDS: [u64; 15] = [
     1_000, 2_500, 5_000, 10_000, 15_000, 20_000, 30_000, 50_000, 75_000, 100_000, 150_000, 200_000,
     300_000, 500_000, 1_000_000,
-]);
+];
+const INTER_TOKEN: FamilyKind = FamilyKind::Histogram(&INTER_TOKEN_BOUNDS);
 const CONFIRMATION: FamilyKind = FamilyKind::Histogram(&[
     1_000, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
     5_000_000,

@@ -79,7 +79,6 @@ pub(super) struct VersionSeries {
     pub(super) after_end: Arc<Series>,
     pub(super) frames_dropped: Arc<Series>,
     breaker_trips: Arc<Series>,
-    confirmation: Arc<Series>,
     outcomes: Vec<(Outcome, Arc<Series>)>,
 }
 
@@ -118,7 +117,6 @@ impl VersionSeries {
             after_end: of(Family::FramesAfterEnd),
             frames_dropped: of(Family::MetricsFramesDropped),
             breaker_trips: of(Family::BreakerTrips),
-            confirmation: of(Family::CancelConfirmation),
             outcomes: Vec::new(),
         };
         let outcomes = Outcome::ALL.iter().map(|outcome| {
@@ -136,13 +134,17 @@ impl VersionSeries {
 
     /// Counts what is too seldom to have a series of its own at hand.
     pub(super) fn count(&self, family: Family, extra: &[(Label, &str)]) {
+        self.seldom(family, extra, |series| series.add(1));
+    }
+
+    fn seldom(&self, family: Family, extra: &[(Label, &str)], write: impl FnOnce(&Series)) {
         let mut registry = self.shared.lock();
         let extra: Vec<_> = extra
             .iter()
             .map(|(label, value)| (*label, registry.values.admit(*label, Some(family), value)))
             .collect();
         let series = registry.series(family, &self.labels(family, &extra));
-        series.add(1);
+        write(&series);
         if self.is_retired.load(Ordering::Relaxed) {
             registry.let_go(&series);
         }
@@ -160,7 +162,7 @@ impl VersionSeries {
         };
         self.count(Family::TaskCancels, &[(Label::Confirmed, word)]);
         if confirmed == Some(true) {
-            self.confirmation.observe(took, 1, None);
+            self.seldom(Family::CancelConfirmation, &[], |series| series.observe(took, None));
         }
     }
 

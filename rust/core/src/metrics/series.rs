@@ -92,9 +92,15 @@ impl Series {
         }
     }
 
-    pub(crate) fn observe(&self, value: Duration, times: u64, trace_id: Option<TraceId>) {
+    pub(crate) fn observe(&self, value: Duration, trace_id: Option<TraceId>) {
         if let Cell::Histogram(histogram) = &self.cell {
-            histogram.observe(value, times, trace_id);
+            histogram.observe(value, trace_id);
+        }
+    }
+
+    pub(crate) fn merge(&self, counts: &[u64], sum_micros: u64) {
+        if let Cell::Histogram(histogram) = &self.cell {
+            histogram.merge(counts, sum_micros);
         }
     }
 

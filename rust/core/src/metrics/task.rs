@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::histogram::TraceId;
-use super::names::{Family, Label, Outcome};
+use super::names::{Family, INTER_TOKEN_BOUNDS, Label, Outcome};
 use super::replica::StreamSeries;
 use super::series::Part;
 use crate::error::{Phase, WorkerError, WorkerErrorKind};
@@ -155,15 +155,23 @@ pub(crate) struct Tallies {
     pub(crate) first_token: Option<Duration>,
 }
 
-/// One decoder's part in a task.
+/// How long what a decoder counts may wait until it is added to the metrics.
+const FOLD: Duration = Duration::from_millis(250);
+
+/// One decoder's part in a task: plain integers, added to the series a few times a second.
 pub(crate) struct Tally {
     task: TaskMetrics,
     /// Whether the engine has answered 200, so that the ending is this decoder's to tell.
     pub(crate) is_answered: bool,
     is_over: bool,
     counted: Tallies,
+    bytes: u64,
     /// Tokens so far, and when the last of them came.
-    last_token: Option<(u64, Instant)>,
+    tokens: u64,
+    token_at: Instant,
+    gaps: [u64; INTER_TOKEN_BOUNDS.len() + 1],
+    gaps_micros: u64,
+    fold_due: Instant,
 }
 
 impl Tally {
@@ -173,7 +181,12 @@ impl Tally {
             is_answered: false,
             is_over: false,
             counted: Tallies::default(),
-            last_token: None,
+            bytes: 0,
+            tokens: 0,
+            token_at: Instant::default(),
+            gaps: [0; INTER_TOKEN_BOUNDS.len() + 1],
+            gaps_micros: 0,
+            fold_due: Instant::default(),
         }
     }
 
@@ -181,24 +194,43 @@ impl Tally {
         self.task.started();
     }
 
-    /// Bytes have been decoded; so far the stream has so many tokens.
-    pub(crate) fn fed(&mut self, bytes: usize, tokens: u64, now: Instant) {
-        let Task { series, trace_id, .. } = &*self.task.0;
-        series.version.bytes.add(bytes as u64);
-        let (before, at) = self.last_token.unwrap_or((0, now));
-        if tokens > before {
-            let more = u32::try_from(tokens - before).unwrap_or(u32::MAX);
-            if before > 0
-                && let Some(each) = now.saturating_since(at).checked_div(more)
-            {
-                series.inter_token.observe(each, more.into(), *trace_id);
+    /// Bytes have been decoded; so far the stream has so many tokens. Whether what is counted is to
+    /// be added now.
+    pub(crate) fn fed(&mut self, bytes: usize, tokens: u64, now: Instant) -> bool {
+        self.bytes += bytes as u64;
+        if tokens > self.tokens {
+            let more = tokens - self.tokens;
+            if self.tokens > 0 {
+                let gap = now.saturating_since(self.token_at).as_nanos();
+                let micros = u64::try_from(gap / 1_000).unwrap_or(u64::MAX) / more;
+                let at = INTER_TOKEN_BOUNDS.partition_point(|bound| *bound < micros);
+                if let Some(count) = self.gaps.get_mut(at) {
+                    *count += more;
+                }
+                self.gaps_micros = self.gaps_micros.saturating_add(micros.saturating_mul(more));
             }
-            self.last_token = Some((tokens, now));
+            self.tokens = tokens;
+            self.token_at = now;
+        }
+        now >= self.fold_due
+    }
+
+    /// Adds what `fed` has counted.
+    fn fold_fed(&mut self) {
+        let series = &self.task.0.series;
+        if self.bytes > 0 {
+            series.version.bytes.add(std::mem::take(&mut self.bytes));
+        }
+        if self.gaps.iter().any(|count| *count > 0) {
+            series.inter_token.merge(&self.gaps, std::mem::take(&mut self.gaps_micros));
+            self.gaps = [0; INTER_TOKEN_BOUNDS.len() + 1];
         }
     }
 
     /// Adds what is new.
-    pub(crate) fn fold(&mut self, now: &Tallies) {
+    pub(crate) fn fold(&mut self, now: &Tallies, at: Instant) {
+        self.fold_due = at.saturating_add(FOLD);
+        self.fold_fed();
         let Task { series, trace_id, .. } = &*self.task.0;
         let version = &series.version;
         let counted = &mut self.counted;
@@ -216,7 +248,7 @@ impl Tally {
         }
         if let (Some(latency), None) = (now.first_token, counted.first_token) {
             counted.first_token = Some(latency);
-            series.first_token.observe(latency, 1, *trace_id);
+            series.first_token.observe(latency, *trace_id);
         }
     }
 
@@ -232,7 +264,7 @@ impl Tally {
                 if self.task.over(Outcome::Completed)
                     && let Some(decode) = decode
                 {
-                    series.decode.observe(decode, 1, *trace_id);
+                    series.decode.observe(decode, *trace_id);
                 }
             }
             Ending::Cancelled => self.task.cancelled(REQUESTED),
@@ -250,6 +282,9 @@ impl Tally {
 
 impl Drop for Tally {
     fn drop(&mut self) {
+        self.fold_fed();
+        let uncounted = self.tokens.saturating_sub(self.counted.tokens_out);
+        self.task.0.series.version.tokens_out.add(uncounted);
         if self.is_answered && !self.is_over {
             self.task.cancelled(DROPPED);
         }
