@@ -10,7 +10,15 @@ import pytest
 
 from tests.real.triton.support import STREAMING, TEXT, adapter, eventually, task
 from tests.transports import both_transports
-from worker_adapters import AdapterError, PoolUnavailable, Timeouts, WorkerError, WorkerReset
+from tests.unit.metrics import values
+from worker_adapters import (
+    AdapterError,
+    Metrics,
+    PoolUnavailable,
+    Timeouts,
+    WorkerError,
+    WorkerReset,
+)
 from worker_adapters.engines.triton import TritonAdapter
 
 if TYPE_CHECKING:
@@ -189,10 +197,13 @@ async def test_the_server_counts_the_requests_that_were_sent(server: TritonServe
         return int(line.rpartition(" ")[2])
 
     before = await succeeded()
-    async with adapter(server, model) as made:
+    metrics = Metrics()
+    async with adapter(server, model, metrics=metrics) as made:
         for _ in range(5):
             await (await made.submit(task(max_tokens=2))).collect()
     assert await succeeded() == before + 5
+    assert values(metrics, "tasks_started_total", "replica_id") == {"0": 5}
+    assert values(metrics, "tasks_finished_total", "outcome") == {"completed": 5}
 
 
 async def test_a_server_that_shuts_down(fragile: TritonServer) -> None:
