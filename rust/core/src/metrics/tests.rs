@@ -98,6 +98,45 @@ fn a_stream_is_counted_once() {
     assert_eq!((gaps.sum_micros, gaps.counts[3]), (20_000, 2));
 }
 
+proptest::proptest! {
+    #[test]
+    fn however_the_bytes_come_the_sums_are_the_same(
+        cuts in proptest::collection::vec(1_usize..200, 1..40),
+        pause in 0_u64..400,
+    ) {
+        let (metrics, replica) = counted();
+        let mut body: Vec<u8> = Vec::new();
+        for number in 1..=20 {
+            body.extend(frame("a", number, ",\"stop\":false"));
+        }
+        body.extend(frame("", 20, ",\"tokens_evaluated\":7,\"stop\":true,\"stop_type\":\"eos\""));
+        let mut stream = decoder(&replica.task("batch", None));
+        stream.dispatched(at(0));
+        head(&mut stream, 200, at(1));
+        let (mut rest, mut now) = (&body[..], 1);
+        for cut in cuts.iter().cycle() {
+            let (read, after) = rest.split_at(rest.len().min(*cut));
+            now += pause;
+            stream.feed(read, at(now), &mut Vec::new());
+            rest = after;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        let of = |family| count(&metrics, family, &REPLICA);
+        proptest::prop_assert_eq!(of(Family::TokensOut), Some(20));
+        proptest::prop_assert_eq!(of(Family::TokensIn), Some(7));
+        proptest::prop_assert_eq!(of(Family::DecodeBytes), Some(body.len() as u64));
+        let gaps = histogram(&metrics, Family::InterToken);
+        let first = histogram(&metrics, Family::LatencyFirstToken);
+        let decode = histogram(&metrics, Family::LatencyDecode);
+        proptest::prop_assert_eq!(first.counts.iter().sum::<u64>(), 1);
+        proptest::prop_assert_eq!(decode.counts.iter().sum::<u64>(), 1);
+        proptest::prop_assert!(gaps.counts.iter().sum::<u64>() <= 19);
+        proptest::prop_assert!(gaps.sum_micros <= decode.sum_micros);
+    }
+}
+
 #[test]
 fn what_fails_before_the_answer_is_for_whoever_submits_to_tell() {
     let (metrics, replica) = counted();
