@@ -2,8 +2,8 @@
 
 ``make bench`` calls it, ``make bench-full`` with ``--full``. Rust figures come from criterion's own
 files, from the counting allocator's output and from callgrind, Python figures from decode.py,
-queued.py, host.py and endtoend.py, each run as its own process. What fails leaves a gap in the
-report. The long form goes on where it was broken off.
+queued.py, host.py, metrics.py and endtoend.py, each run as its own process. What fails leaves a
+gap in the report. The long form goes on where it was broken off.
 """
 
 import argparse
@@ -138,6 +138,8 @@ class InMemory:
     python: Mapping[str, Any] | None
     queued: Mapping[str, Sequence[float]] | None
     host: Mapping[str, Sequence[float]] | None
+    metrics: Mapping[str, Any] | None
+    accounting: Mapping[str, Sequence[float]] | None
     timed: bool
     allocations: Sequence[Mapping[str, Any]] | None
     instructions: Mapping[str, float] | None
@@ -148,6 +150,9 @@ class InMemory:
         python = attempt([sys.executable, "-m", "benches.python.decode"])
         queued = attempt([sys.executable, "-m", "benches.python.queued"])
         host = attempt([sys.executable, "-m", "benches.python.host"])
+        metrics = attempt([sys.executable, "-m", "benches.python.metrics"])
+        run = [CARGO, "run", "--quiet", "--release", "--locked", "--package", PACKAGE]
+        accounting = attempt([*run, "--example", "accounting"])
         shutil.rmtree(TARGET / "criterion", ignore_errors=True)
         bench = [CARGO, "bench", "--quiet", "--locked", "--package", PACKAGE, "--bench"]
         short = [] if full else ["--", "--warm-up-time", "1", "--measurement-time", "2"]
@@ -162,6 +167,8 @@ class InMemory:
             python=json.loads(python) if python else None,
             queued=json.loads(queued) if queued else None,
             host=json.loads(host) if host else None,
+            metrics=json.loads(metrics) if metrics else None,
+            accounting=json.loads(accounting) if accounting else None,
             timed=timed is not None,
             allocations=[json.loads(line) for line in counted.splitlines()] if counted else None,
             instructions=instructions,
@@ -256,6 +263,7 @@ def targets(measured: Measured, found: InMemory) -> list[str]:
         *target_rows(measured),
         accounting_row(found),
         lookup_row(found),
+        scrape_row(found),
         *growth_rows(measured),
     ]
     return [
@@ -343,14 +351,27 @@ def _forwarded(found: InMemory) -> Row:
 
 
 def accounting_row(found: InMemory) -> Row:
-    """Return the row of what has no figure of its own."""
-    decoding = found.per_event("vllm_chat")
-    told = "not measured by itself: the stream's tallies (tokens, clocks, usage) are kept while "
-    told += "decoding"
-    if decoding is not None:
-        told += f", whose {decoding:,.0f} ns are an upper bound"
-    told += "; metrics are not exported yet"
-    return target_row("accounting per token", "≤ 10 ns", told, met=None)
+    """Return the row of what metrics add to decoding."""
+    if found.accounting is None:
+        return target_row("accounting per token", "≤ 10 ns", None, met=None)
+    without, with_metrics = (
+        statistics.median(found.accounting[way]) for way in ("without", "with")
+    )
+    spent = with_metrics - without
+    told = f"{spent:,.1f} ns: {with_metrics:,.1f} with metrics, {without:,.1f} without"
+    return target_row("accounting per token", "≤ 10 ns", told, met=spent <= 10)
+
+
+def scrape_row(found: InMemory) -> Row:
+    """Return the row of a scrape."""
+    rounds = (found.metrics or {}).get("render(), OpenMetrics")
+    spent = None if rounds is None else statistics.median(rounds)
+    return target_row(
+        "a native scrape of 100 replicas",
+        "≤ 1 ms",
+        None if spent is None else f"{spent / 1e6:,.2f} ms",
+        met=None if spent is None else spent <= 1e6,
+    )
 
 
 def lookup_row(found: InMemory) -> Row:
@@ -410,6 +431,32 @@ def host_section(found: InMemory) -> list[str]:
     ]
 
 
+def metrics_section(found: InMemory) -> list[str]:
+    """Render what metrics take."""
+    lines = ["## Metrics", ""]
+    if found.metrics is None:
+        return [*lines, "Not measured: its run failed.", ""]
+    facts = found.metrics["facts"]
+    return [
+        *lines,
+        (
+            "100 replicas in 10 pools, of which every series holds something: "
+            f"{facts['series']:,} samples, {facts['bytes of a scrape']:,} bytes a scrape, "
+            f"{facts['bytes per series']:,} bytes of memory per sample. CPU time of the thread, "
+            "per call. Medians of the rounds, in brackets the least and the most."
+        ),
+        "",
+        *table(
+            ["", "µs"],
+            [
+                (what, spread([nanos / 1e3 for nanos in rounds]))
+                for what, rounds in found.metrics.items()
+                if what != "facts"
+            ],
+        ),
+    ]
+
+
 def main() -> None:
     """Run the benchmarks and rewrite RESULTS.md."""
     parser = argparse.ArgumentParser(
@@ -433,6 +480,7 @@ def main() -> None:
     lines += section(measured, ROOT, table)
     lines += queued_section(found)
     lines += host_section(found)
+    lines += metrics_section(found)
     lines += python_section(found.python)
     lines += rust_section(found)
     RESULTS.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
