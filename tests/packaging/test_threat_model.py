@@ -8,8 +8,8 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-FOLDERS = {"core": "rust/core", "net": "rust/net", "": "tests"}
-NAME = re.compile(r"`(?:(core|net)::)?((?<=::)\w+|test_\w+)`")
+FOLDERS = {"core": "rust/core", "net": "rust/net", "loom": "rust/loom", "": "tests"}
+NAME = re.compile(r"`(?:(core|loom|net)::)?((?<=::)\w+|test_\w+)`")
 THREAT = re.compile(r"^\| (?!it (?:may|looks)|---|asset).+ \|.+\|(.+)\|$", re.MULTILINE)
 PAGES = ("threat-model.md", "security-checklist.md")
 
