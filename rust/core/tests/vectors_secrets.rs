@@ -6,10 +6,11 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::rows;
 use proptest::prelude::*;
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 use worker_adapters_core::redact::{Redactor, RedactorError};
 
@@ -206,10 +207,16 @@ const HOSTILE: &[&str] = &[
     "?key=",
 ];
 
+/// The time that this thread has had, whoever else wants the machine.
+fn cpu() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap())
+}
+
 fn time(redactor: &Redactor, text: &str) -> Duration {
-    let start = Instant::now();
+    let start = cpu();
     drop(std::hint::black_box(redactor.redact(text)));
-    start.elapsed()
+    cpu().checked_sub(start).unwrap()
 }
 
 /// Quadratic work takes 4096 times as long for a text 64 times as long; the bound is ten times what
