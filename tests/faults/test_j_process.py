@@ -139,10 +139,12 @@ async def main():
     pid = os.fork()
     if pid == 0:
         for use in (read, cancel):
+            began = time.monotonic()
             try:
                 asyncio.run(use(stream))
             except RuntimeError as error:
                 print(error, flush=True)
+            assert time.monotonic() - began < 1
         asyncio.run(stream.aclose())
         print(asyncio.run(text_of(made)), flush=True)
         os._exit(0)
@@ -161,13 +163,11 @@ asyncio.run(main())
 def test_j3_a_fork_leaves_the_parents_streams_alone(
     endless: ScriptedEngine, transport: Transport
 ) -> None:
-    began = time.monotonic()
     status, out, err = outcome(program(endless.url, transport, FORK))
     assert (status, err) == (0, "")
     *refused, childs, parents = out.splitlines()
     assert refused == ["forked: this stream belongs to the parent process"] * 2
     assert childs == parents
-    assert time.monotonic() - began < WITHIN
     settled(lambda: endless.busy == 0)
 
 
@@ -220,7 +220,7 @@ def test_j3_workers_of_multiprocessing(
             said = asyncio.create_task(asyncio.to_thread(told.get, timeout=4 * WITHIN))
             while not said.done():
                 await anext(stream)
-            worker.join(WITHIN)
+            worker.join(4 * WITHIN)
             assert worker.exitcode == 0
             assert await said == await text_of(made)
             for _ in range(100):
