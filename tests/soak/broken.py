@@ -146,31 +146,40 @@ async def mass_reset(contender: Transport, *, count: int) -> Report:
         url = f"http://127.0.0.1:{port}/p50000/100000"
         # As many at a time as an adapter has places for.
         adapters = [
-            VllmAdapter(url, transport=contender, retries=ONCE) for _ in range(-(-count // 1000))
+            VllmAdapter(url, transport=contender, retries=ONCE, timeouts=Timeouts(connect=60.0))
+            for _ in range(-(-count // 1000))
         ]
         for adapter in adapters:
             await adapter.identity()
-        opened = [await adapters[at // 1000].submit(chat_task()) for at in range(count)]
         last = 0.0
+        begun = 0
+        all_begun = asyncio.Event()
+        opening = asyncio.Semaphore(64)
 
         async def read(at: int) -> None:
-            nonlocal last
-            seen = [event async for event in opened[at] if event.is_terminal]
+            nonlocal last, begun
+            async with opening:
+                stream = await adapters[at // 1000].submit(chat_task())
+            begun += 1
+            if begun == count:
+                all_begun.set()
+            seen = [event async for event in stream if event.is_terminal]
             last = time.monotonic()
             terminals[len(seen)] += 1
             for event in seen:
                 errors[event.code or event.kind] += 1
 
         readers = [asyncio.ensure_future(read(at)) for at in range(count)]
+        waiting = asyncio.ensure_future(all_begun.wait())
+        # Nobody's stream ends before the engine does.
+        await asyncio.wait((waiting, *readers), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
         await asyncio.sleep(2.0)
         killed = time.monotonic()
         kill()
         await asyncio.gather(*readers)
         for adapter in adapters:
             await adapter.aclose()
-    # A stream that is held holds what woke its readers.
-    opened.clear()
-    readers.clear()
     await asyncio.sleep(0.1)
     left = Gauges.read().descriptors - base.descriptors
     report.figures |= {

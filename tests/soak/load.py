@@ -79,7 +79,8 @@ async def streams(contender: str, *, count: int, seconds: float, interval_ms: in
         # The first seconds fill buffers.
         steady = samples[len(samples) // 5 :]
         grown = slope(steady) / count
-        each = (max(y for _, y in samples) - base.rss) / count / 1024
+        peak = max((y for _, y in samples), default=float(base.rss))
+        each = (peak - base.rss) / count / 1024
         report.figures |= {
             "streams": count,
             "held, s": round(held, 1),
