@@ -94,6 +94,11 @@ def test_the_contract_s_defaults() -> None:
         {"budget": 1.1},
         {"budget": -0.1},
         {"floor": -1},
+        {"floor": 1001},
+        {"factor": 10.5},
+        {"base": 60.5},
+        {"cap": 60.5},
+        {"budget": float("nan")},
         {"floor": 0.5},
         {"floor": "3"},
         {"attempts": "2"},
@@ -103,6 +108,15 @@ def test_the_contract_s_defaults() -> None:
 def test_a_policy_that_makes_no_sense(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         RetryPolicy(**wrong)
+
+
+def test_a_policy_at_its_bounds() -> None:
+    for bounds in [
+        {"attempts": 10, "base": 60, "factor": 10, "cap": 60, "budget": 1, "floor": 1000},
+        {"attempts": 1, "factor": 1, "budget": 0, "floor": 0},
+    ]:
+        policy = RetryPolicy.model_validate(bounds)
+        assert {name: getattr(policy, name) for name in bounds} == bounds
 
 
 def test_pauses_grow_up_to_the_cap() -> None:
