@@ -224,6 +224,13 @@ def test_ten_thousand_calls_that_all_fail() -> None:
     assert 11_000 <= sent <= 11_000 + 10 * 11
 
 
+def test_the_floor_comes_back_with_time_and_no_higher() -> None:
+    retries = Retries(RetryPolicy(budget=0, floor=10), most)
+    assert [retries.spend(7.0) for _ in range(11)] == [True] * 10 + [False]
+    assert [retries.spend(7.5) for _ in range(6)] == [True] * 5 + [False]
+    assert [retries.spend(60.0) for _ in range(11)] == [True] * 10 + [False]
+
+
 def test_a_calm_saves_up_no_more_than_its_bound() -> None:
     retries = Retries(RetryPolicy(attempts=2), most)
     for _ in range(100_000):
