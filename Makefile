@@ -115,6 +115,10 @@ soak: $(call stamp,DEV) $(call stamp,BENCH) $(BUILT) ## load, faults and cancels
 loom: ## run what threads do to each other in every order
 	cd rust/loom && $(CARGO) test --locked --quiet --test models
 
+.PHONY: mutants
+mutants: ## break the code in every way and see which the tests notice; AREAS="sse json", SHARD=0/4
+	.ci/mutants $(AREAS)
+
 .PHONY: bench
 bench: $(call stamp,BENCH) $(BUILT) ## measure it beside its peers in 10 minutes and rewrite benches/RESULTS.md
 	$(BIN)/python -m benches.python.report
