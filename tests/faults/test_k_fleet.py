@@ -50,10 +50,12 @@ class Blocking(logging.Handler):
         super().__init__()
         self.entered = threading.Event()
         self.let_go = threading.Event()
+        self.handled = 0
 
     def emit(self, _record: logging.LogRecord) -> None:
         self.entered.set()
         self.let_go.wait(WITHIN)
+        self.handled += 1
 
 
 @pytest.fixture
@@ -84,10 +86,11 @@ async def test_k3_a_log_sink_that_blocks(logger: logging.Logger) -> None:
     await stream_all(logs)
     assert sink.entered.is_set()
     assert not sink.let_go.is_set()  # nothing waited for it
-    # A submit, a start and an end each: one is with the sink, eight wait for it.
-    assert logs.dropped == 3 * STREAMS - 9
+    # A submit, a start and an end each: one is with the sink, eight at most wait for it.
+    assert logs.dropped >= 3 * STREAMS - 9
     sink.let_go.set()
     assert logs.flush(WITHIN)
+    assert sink.handled + logs.dropped == 3 * STREAMS
     logs.close()
 
 
