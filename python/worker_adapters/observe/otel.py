@@ -8,10 +8,12 @@
 Needs the extra ``worker-adapters[otel]``, which is the API alone: without an SDK that the program
 configures it does nothing. The names are those of the `semantic conventions for GenAI
 <https://github.com/open-telemetry/semantic-conventions-genai>`_ (status: development). Prompts and
-generated text are recorded nowhere.
+generated text are recorded nowhere. What an SDK raises reaches no task: it is counted.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -77,6 +79,10 @@ class OpenTelemetry:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
+        self.failures = 0
+        """How many calls of the SDK have raised; what they were to record is lost."""
+        # A task may be given up in a collection of garbage, in whatever thread it comes.
+        self._lock = threading.RLock()
         self._tracer = trace.get_tracer(SCOPE, __version__, tracer_provider)
         meter = get_meter(SCOPE, __version__, meter_provider)
 
@@ -127,16 +133,29 @@ class OpenTelemetry:
             "worker_adapters.replica_id": replica_id,
             **_requested(task, profile),
         }
-        parent = None
-        if context.traceparent is not None:
-            parent = _PROPAGATOR.extract(_carrier(context))
-        span = self._tracer.start_span(
-            " ".join(str(common[f"gen_ai.{name}"]) for name in ("operation.name", "request.model")),
-            context=parent,
-            kind=SpanKind.CLIENT,
-            attributes={**common, **attributes},
-        )
+        span: Span = trace.INVALID_SPAN
+        with self._counted():
+            parent = None
+            if context.traceparent is not None:
+                parent = _PROPAGATOR.extract(_carrier(context))
+            span = self._tracer.start_span(
+                " ".join(
+                    str(common[f"gen_ai.{one}"]) for one in ("operation.name", "request.model")
+                ),
+                context=parent,
+                kind=SpanKind.CLIENT,
+                attributes={**common, **attributes},
+            )
         return TaskSpan(self, span, common, clock, is_streaming=task.workload == "completion")
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Pass over what one call of the SDK raises, and count it."""
+        try:
+            yield
+        except Exception:  # noqa: BLE001 - no telemetry may harm a task
+            with self._lock:
+                self.failures += 1
 
 
 class TaskSpan:
@@ -174,7 +193,8 @@ class TaskSpan:
     def within(self, context: SubmitContext) -> SubmitContext:
         """Return ``context`` with this span in the place of the one it came with."""
         carrier: dict[str, str] = {}
-        _PROPAGATOR.inject(carrier, trace.set_span_in_context(self._span))
+        with self._telemetry._counted():
+            _PROPAGATOR.inject(carrier, trace.set_span_in_context(self._span))
         return context.model_copy(
             update={
                 "traceparent": carrier.get("traceparent", context.traceparent),
@@ -193,7 +213,7 @@ class TaskSpan:
     def served_by(self, engine_version: str | None) -> None:
         """Note which build of the engine it is."""
         if engine_version is not None:
-            self._span.set_attribute("worker_adapters.engine_version", engine_version)
+            self._set({"worker_adapters.engine_version": engine_version})
 
     def submitted(self, request_id: str | None = None) -> None:
         """Take no note: the span has begun."""
@@ -205,13 +225,14 @@ class TaskSpan:
             "worker_adapters.retry.attempt": attempt,
             "worker_adapters.retry.pause": pause,
         }
-        self._span.add_event("retry", attributes)
+        with self._telemetry._counted():
+            self._span.add_event("retry", attributes)
 
     def started(self) -> None:
         """Note that the first chunk has come."""
         if self._first is None and self._is_streaming:
             self._first = self._clock() - self._began
-            self._span.set_attribute("gen_ai.response.time_to_first_chunk", self._first)
+            self._set({"gen_ai.response.time_to_first_chunk": self._first})
 
     def ended(self, terminal: TokenEvent) -> None:
         """End with the stream's terminal event."""
@@ -230,7 +251,7 @@ class TaskSpan:
         if terminal.cached_tokens_in is not None:
             attributes["gen_ai.usage.cache_read.input_tokens"] = terminal.cached_tokens_in
         self.served_by(terminal.engine_version)
-        self._span.set_attributes(attributes)
+        self._set(attributes)
         self._count_tokens(terminal)
         self._finish(None)
 
@@ -238,9 +259,13 @@ class TaskSpan:
         """End with an error of the contract; its stable word is ``error.type``."""
         if self._is_over:
             return
-        self._span.set_attribute("worker_adapters.error.code", error.code)
-        self._span.set_attribute("worker_adapters.error.phase", error.phase)
-        self._span.set_attribute("gen_ai.usage.output_tokens", error.tokens_emitted)
+        self._set(
+            {
+                "worker_adapters.error.code": error.code,
+                "worker_adapters.error.phase": error.phase,
+                "gen_ai.usage.output_tokens": error.tokens_emitted,
+            }
+        )
         self._finish(error.detail, error.message)
 
     def broke(self) -> None:
@@ -251,9 +276,9 @@ class TaskSpan:
         """End because nobody waits for the task any more."""
         if self._is_over:
             return
-        self._span.set_attribute("gen_ai.response.finish_reasons", ["cancelled"])
+        self._set({"gen_ai.response.finish_reasons": ["cancelled"]})
         if self._is_streaming:
-            self._span.set_attribute("gen_ai.usage.output_tokens", tokens)
+            self._set({"gen_ai.usage.output_tokens": tokens})
         self._finish(None)
 
     def _count_tokens(self, terminal: TokenEvent) -> None:
@@ -263,10 +288,11 @@ class TaskSpan:
         for kind, count in counts.items():
             if count is not None:
                 attributes = {**self._common, "gen_ai.token.type": kind}
-                self._telemetry._tokens.record(count, attributes)
+                self._record(self._telemetry._tokens, count, attributes)
         tokens, took = terminal.tokens_out or 0, terminal.decode_ms
         if self._is_streaming and tokens > 1 and took is not None:
-            self._telemetry._per_chunk.record(took / 1000 / (tokens - 1), self._common)
+            seconds = took / 1000 / (tokens - 1)
+            self._record(self._telemetry._per_chunk, seconds, self._common)
 
     def _finish(self, error_type: str | None, message: str | None = None) -> None:
         if self._is_over:
@@ -275,12 +301,22 @@ class TaskSpan:
         attributes = self._common
         if error_type is not None:
             attributes = {**attributes, "error.type": error_type}
-            self._span.set_attribute("error.type", error_type)
-            self._span.set_status(Status(StatusCode.ERROR, message))
+            self._set({"error.type": error_type})
+            with self._telemetry._counted():
+                self._span.set_status(Status(StatusCode.ERROR, message))
         if self._first is not None:
-            self._telemetry._first_chunk.record(self._first, attributes)
-        self._telemetry._duration.record(self._clock() - self._began, attributes)
-        self._span.end()
+            self._record(self._telemetry._first_chunk, self._first, attributes)
+        self._record(self._telemetry._duration, self._clock() - self._began, attributes)
+        with self._telemetry._counted():
+            self._span.end()
+
+    def _set(self, attributes: Attributes) -> None:
+        with self._telemetry._counted():
+            self._span.set_attributes(attributes)
+
+    def _record(self, histogram: Histogram, value: float, attributes: Attributes) -> None:
+        with self._telemetry._counted():
+            histogram.record(value, attributes)
 
 
 def _common(engine: str, task: TaskRequest, base_url: str) -> Attributes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
@@ -217,6 +217,69 @@ async def test_beside_the_log(server: ScriptedEngine, collected: Collected) -> N
             await (await made.submit(task())).collect()
         assert ears.actions() == ["submit", "start", "end"]
     assert collected.span().end_time is not None
+
+
+class Broken:
+    """An SDK that raises wherever it is called, or as soon as there is a span."""
+
+    def __init__(self, *, has_span: bool) -> None:
+        self.calls = 0
+        self._has_span = has_span
+
+    def get_tracer(self, *_: object, **__: object) -> Broken:
+        return self
+
+    get_meter = get_tracer
+
+    def create_histogram(self, *_: object, **__: object) -> Broken:
+        return self
+
+    def start_span(self, *_: object, **__: object) -> Broken:
+        return self if self._has_span else self._fail()
+
+    def _fail(self, *_: object, **__: object) -> Any:
+        self.calls += 1
+        raise RuntimeError("the exporter's disk is full")
+
+    record = set_attribute = set_attributes = add_event = set_status = end = _fail
+    get_span_context = _fail
+
+
+@pytest.mark.parametrize("has_span", [True, False])
+async def test_an_sdk_that_raises_harms_no_task(server: ScriptedEngine, has_span: bool) -> None:
+    sdk: Any = Broken(has_span=has_span)
+    telemetry = OpenTelemetry(tracer_provider=sdk, meter_provider=sdk)
+    context = SubmitContext(traceparent=PARENT)
+    once = RetryPolicy(attempts=1)
+    async with adapter(server.url, telemetry=telemetry, retries=once) as made:
+        answer = await (await made.submit(task(max_tokens=3), context=context)).collect()
+        assert answer.tokens_out == 3
+        assert server.received("/completion")[0].headers["traceparent"] == PARENT
+        server.behave(hang="stream")
+        stream = await made.submit(task())
+        await anext(stream)
+        assert (await made.cancel(stream.task_id)).sent
+        server.behave(error="status")
+        with pytest.raises(WorkerError):
+            await made.submit(task())
+    assert telemetry.failures == sdk.calls > 0
+
+
+async def test_a_span_processor_that_raises_is_counted(server: ScriptedEngine) -> None:
+    class Raising(SpanProcessor):
+        def on_start(self, *_: object, **__: object) -> None:
+            raise OSError("no room")
+
+        def on_end(self, *_: object, **__: object) -> None:
+            raise OSError("no room")
+
+    tracing = TracerProvider()
+    tracing.add_span_processor(Raising())
+    telemetry = OpenTelemetry(tracer_provider=tracing, meter_provider=MeterProvider())
+    async with adapter(server.url, telemetry=telemetry) as made:
+        answer = await (await made.submit(task(max_tokens=3))).collect()
+    assert answer.tokens_out == 3
+    assert telemetry.failures == 1
 
 
 def test_without_the_extra() -> None:
