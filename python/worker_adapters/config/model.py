@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, Field, StrictBool, model_validator
+from pydantic import AfterValidator, Field, StrictBool, field_validator, model_validator
 
-from worker_adapters._core import EgressPolicy
+from worker_adapters._core import EgressPolicy, Redactor
 from worker_adapters._model import Contract, LineText
 from worker_adapters.config.secrets import SecretRef
 from worker_adapters.contract import ExpectedModel, SamplerProfile, Timeouts
@@ -133,7 +133,21 @@ class ReplicaOptions(Contract):
     sampler_profiles: tuple[LineText, ...] | None = None
     """Which of the configuration's, by version; all where nothing is said."""
     options: dict[str, _Plain] = Field(default_factory=dict)
-    """What this engine's adapter takes beyond all that."""
+    """What this engine's adapter takes beyond all that; no key, by whatever name."""
+
+    @field_validator("options")
+    @classmethod
+    def _are_of_the_engine_alone(cls, options: dict[str, _Plain]) -> dict[str, _Plain]:
+        redactor = Redactor()
+        for name in options:
+            if name in ReplicaConfig.model_fields:
+                raise ValueError(f"{name}: is no option; write it beside options, not in it")
+            line = f"{name}=value-of-it"
+            if redactor.redact(line) != line:
+                raise ValueError(
+                    f"{name}: is the name of a secret; write api_key = 'env:NAME' beside options"
+                )
+        return options
 
 
 class ReplicaConfig(ReplicaOptions):
@@ -247,26 +261,30 @@ class Configuration(Contract):
 
     def shown(self) -> dict[str, Any]:
         """Return it as JSON has it, redacted; what nobody set is left out."""
-        from worker_adapters._core import Redactor
-
         redactor = Redactor()
         shown = _redacted(self.model_dump(mode="json", exclude_defaults=True), redactor)
         return {"version": self.version, **shown}
 
 
-_REFERENCES: Final = ("api_key", "client_key")
-"""Fields whose names are those of secrets, and whose values say where one is."""
-
-
-def _redacted(value: Any, redactor: Any) -> Any:
+def _redacted(value: Any, redactor: Redactor, name: str = "", table: str = "") -> Any:
+    """Return a field's value, redacted; ``table`` is the name of what it is in."""
     match value:
         case dict():
             return {
-                name: inner if name in _REFERENCES else _redacted(inner, redactor)
-                for name, inner in value.items()
+                inner: _redacted(below, redactor, inner, name) for inner, below in value.items()
             }
         case list():
             return [_redacted(inner, redactor) for inner in value]
-        case str():
+        case str() if not _is_reference(value, name, table):
             return redactor.redact(value)
     return value
+
+
+def _is_reference(value: str, name: str, table: str) -> bool:
+    """Return whether a field that is named like a secret says where one is."""
+    match name, table:
+        case "api_key", _:
+            return value.startswith(("env:", "file:"))
+        case "client_key", "tls":
+            return value.startswith("/")
+    return False

@@ -247,6 +247,27 @@ def test_keys_are_shown_as_references(write: Callable[[str], Path]) -> None:
     assert KEY not in json.dumps(odd)
 
 
+@pytest.mark.parametrize("name", ["api_key", "tls", "url", "hf_token", "client_key"])
+def test_options_take_no_key(write: Callable[[str], Path], name: str) -> None:
+    # Not a key that its shape gives away.
+    file = write(f'{SMALL}[defaults.options]\n{name} = "hunter2-plain-secret"\n')
+    (told,) = problems(file)
+    assert told.startswith(f"FILE:7: defaults.options.{name}: ")
+    assert "hunter2" not in told
+    with pytest.raises(ValueError, match=name) as caught:
+        Configuration.model_validate(tomllib.loads(file.read_text("utf-8")))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_name_like_a_secret_s_hides_nothing_that_is_none(write: Callable[[str], Path]) -> None:
+    told = SMALL.replace("chat", "api_key").replace("replicas.a", "replicas.client_key")
+    shown = load(
+        write(f'{told}model = "{KEY}"\n[defaults.tls]\nclient_cert = "/c"\nclient_key = "/k"')
+    )
+    assert KEY not in json.dumps(shown.shown())
+    assert shown.shown()["defaults"]["tls"]["client_key"] == "/k"
+
+
 keys = st.sampled_from(["a", "b", "c"])
 values = st.recursive(
     st.one_of(
