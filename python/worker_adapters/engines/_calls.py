@@ -1,9 +1,8 @@
 """Exchanges with an engine behind HTTP that are over with one answer, or with an error."""
 
 import asyncio
-import json
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from worker_adapters._core import Redactor, classify_response, make_error
@@ -12,6 +11,7 @@ from worker_adapters.adapter import WorkerAdapter
 from worker_adapters.contract import SubmitContext, Timeouts
 from worker_adapters.engines._call import Call, CancelledInFlightError
 from worker_adapters.engines._credentials import Credentials
+from worker_adapters.engines._json import read_json
 from worker_adapters.errors import WorkerError
 from worker_adapters.observe.narration import Narrator
 from worker_adapters.retry import Repeat, Retries
@@ -159,7 +159,7 @@ class HttpCalls(Anywhere, WorkerAdapter):
 
     def _parsed(self, body: bytes, call: Call, read: Callable[[Any], _T]) -> _T:
         try:
-            return read(json.loads(body, parse_constant=_no_constant))
+            return read(read_json(body))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             # What went wrong in detail would quote the answer, which may quote a prompt.
             del body
@@ -209,7 +209,3 @@ class HttpCalls(Anywhere, WorkerAdapter):
             correlation_id=call.correlation_id,
             processed=processed,
         )
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(name)  # NaN and Infinity are no JSON, whatever Python thinks
