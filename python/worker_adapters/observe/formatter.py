@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from datetime import UTC, datetime
 from typing import IO, Any, Final
 
@@ -47,8 +48,9 @@ class JsonFormatter(logging.Formatter):
     """Formats a record as one JSON object in one line: ``ts, level, logger``, `FIELDS`, ``human``.
 
     ``ts`` is UTC with milliseconds. Only ASCII, so that nothing can be taken for the end of a line.
-    Records of others are formatted, too: their message, redacted, is ``human``, and what was raised
-    ``exception``.
+    A number that is not finite is left out; what JSON has no scalar for is text. Records of others
+    are formatted, too: their message is ``human``, what was raised ``exception``, and all of their
+    text is redacted.
     """
 
     def __init__(self) -> None:
@@ -64,15 +66,24 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
         }
         told = record.__dict__
+        is_own = "actor" in told
         for name in FIELDS:
-            value = told.get(name)
+            value = _scalar(told.get(name))
             if value is not None:
-                line[name] = value
+                foreign = isinstance(value, str) and not is_own
+                line[name] = self._redactor.redact(str(value)) if foreign else value
         human = record.getMessage()
-        line["human"] = human if "actor" in told else self._redactor.redact(human)
+        line["human"] = human if is_own else self._redactor.redact(human)
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = self._redactor.redact(self.formatException(record.exc_info))
-        return json.dumps(line, default=str, separators=(",", ":"))
+        return json.dumps(line, separators=(",", ":"))
+
+
+def _scalar(value: object) -> str | int | float | None:
+    """Return what JSON can say in one word, or nothing."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 class JsonHandler(logging.StreamHandler[Any]):

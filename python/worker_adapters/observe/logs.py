@@ -44,6 +44,9 @@ class Logs:
             configures it.
         capacity: How many lines may wait; those beyond are dropped and counted.
         text: Prompts and generated text, too, of some tasks. Never outside of development.
+
+    Raises ValueError for a capacity below 1, TypeError for what is none and for a text policy that
+    is none.
     """
 
     def __init__(
@@ -53,8 +56,13 @@ class Logs:
         capacity: int = CAPACITY,
         text: TextPolicy | None = None,
     ) -> None:
+        # Whoever has no type checker learns it here.
+        if not isinstance(capacity, int):
+            raise TypeError("capacity must be a whole number")
         if capacity < 1:
             raise ValueError(f"capacity must be 1 or more, not {capacity}")
+        if text is not None and not isinstance(text, TextPolicy):
+            raise TypeError("text must be a TextPolicy")
         self.logger = logging.getLogger(logger) if isinstance(logger, str) else logger
         self.text = text
         self._capacity = capacity
@@ -67,7 +75,10 @@ class Logs:
 
     @property
     def dropped(self) -> int:
-        """How many lines nobody got: the queue was full, a handler raised, or it was closed."""
+        """How many lines nobody got.
+
+        The queue was full or closed, a handler raised, or their fields made no record.
+        """
         return self._of_this_process().dropped
 
     def is_enabled(self, level: int = logging.ERROR) -> bool:
@@ -77,14 +88,19 @@ class Logs:
     def emit(self, level: int, human: str, fields: Mapping[str, Any]) -> None:
         """Log a line: ``human`` is its message, ``fields`` are attributes of its record.
 
-        Never waits, never raises.
+        Never waits, never raises: a line that cannot be made, because a field is named as an
+        attribute that every record has, is counted with those dropped.
         """
         logger = self.logger
         if not logger.isEnabledFor(level):
             return
-        record = logger.makeRecord(
-            logger.name, level, "(worker_adapters)", 0, human, (), None, extra=dict(fields)
-        )
+        try:
+            record = logger.makeRecord(
+                logger.name, level, "(worker_adapters)", 0, human, (), None, extra=dict(fields)
+            )
+        except Exception:  # noqa: BLE001 - a program's record factory may raise anything
+            self._of_this_process().drop()
+            return
         self._of_this_process().put((logger, record, contextvars.copy_context()))
 
     def flush(self, timeout: float = 5.0) -> bool:
@@ -187,7 +203,8 @@ class _Pump:
                 try:
                     # As the one who logged it: what a handler reads of spans and the like fits.
                     context.run(logger.handle, record)
-                except Exception:  # noqa: BLE001 - handlers and filters may raise anything
+                except BaseException:  # noqa: BLE001 - handlers and filters may raise anything
+                    # Also what ends a process: in this thread it would end the lines alone.
                     self.drop()
                 del item, logger, record, context
         finally:

@@ -20,7 +20,7 @@ class TextPolicy:
         sample_rate: Which share of the tasks, above 0 and up to 1.
         max_chars: How much of each text, 2,000 characters unless set, 16,384 at most.
 
-    Raises ValueError for anything else.
+    Raises ValueError for anything else, TypeError for a length that is no whole number.
     """
 
     mode: Literal["dev"]
@@ -33,5 +33,7 @@ class TextPolicy:
             raise ValueError("prompts and text are logged in development only: mode must be 'dev'")
         if not 0 < self.sample_rate <= 1:
             raise ValueError(f"sample_rate must be above 0 and up to 1, not {self.sample_rate}")
+        if not isinstance(self.max_chars, int):
+            raise TypeError("max_chars must be a whole number")
         if not 1 <= self.max_chars <= MAX_CHARS:
             raise ValueError(f"max_chars must be from 1 to {MAX_CHARS}, not {self.max_chars}")

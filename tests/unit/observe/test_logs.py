@@ -8,13 +8,14 @@ import gc
 import io
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
 import textwrap
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -78,7 +79,7 @@ def test_a_handler_that_blocks_costs_lines_and_no_time(logger: logging.Logger) -
 
 
 class Broken(io.StringIO):
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__()
         self.error = error
 
@@ -86,9 +87,17 @@ class Broken(io.StringIO):
         raise self.error
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("boom")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("boom"),
+        KeyboardInterrupt(),
+        SystemExit(1),
+    ],
+)
 def test_a_line_that_cannot_be_written_is_counted(
-    logger: logging.Logger, error: Exception, capsys: pytest.CaptureFixture[str]
+    logger: logging.Logger, error: BaseException, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logger.addHandler(JsonHandler(Broken(error)))
     logs = Logs(logger)
@@ -280,9 +289,45 @@ def test_a_logger_that_nobody_listens_to(logger: logging.Logger) -> None:
     assert not logs.is_enabled()
 
 
-def test_a_capacity_that_is_none() -> None:
-    with pytest.raises(ValueError, match="capacity"):
-        Logs(capacity=0)
+@pytest.mark.parametrize("capacity", [0, -1, math.nan, 1.5, "many"])
+def test_a_capacity_that_is_none(capacity: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="capacity"):
+        Logs(capacity=capacity)
+
+
+def test_a_text_policy_that_is_none() -> None:
+    text: Any = "dev"
+    with pytest.raises(TypeError, match="TextPolicy"):
+        Logs(text=text)
+
+
+def test_fields_that_make_no_record_are_counted(logger: logging.Logger) -> None:
+    out = io.StringIO()
+    logger.addHandler(JsonHandler(out))
+    logs = Logs(logger)
+    logs.emit(logging.INFO, "one", {"name": 1})
+    say(logs, "two")
+    assert logs.flush(WITHIN)
+    assert [json.loads(line)["human"] for line in out.getvalue().splitlines()] == ["two"]
+    assert logs.dropped == 1
+    logs.close()
+
+
+def test_a_line_is_json_whatever_its_fields_are() -> None:
+    fields = {
+        "actor": "adapter-host",
+        "decode_time_ms": math.nan,
+        "pause_ms": -math.inf,
+        "retriable": False,
+        "tokens_out": 3,
+        "detail": ["a", math.nan],
+    }
+    line = json.loads(
+        JsonFormatter().format(logging.makeLogRecord({"msg": "m", **fields})),
+        parse_constant=pytest.fail,
+    )
+    assert line.keys() & fields.keys() == {"actor", "retriable", "tokens_out", "detail"}
+    assert (line["retriable"], line["tokens_out"], line["detail"]) == (False, 3, "['a', nan]")
 
 
 def test_a_line_is_one_line_of_ascii() -> None:
@@ -312,13 +357,19 @@ def test_records_of_others_are_redacted() -> None:
                 "msg": "token=%s",
                 "args": ("hunter2-hunter2",),
                 "exc_info": sys.exc_info(),
+                "error": "Authorization: Bearer sk-0123456789abcdef",
+                "detail": {"headers": ["Authorization: Bearer sk-0123456789abcdef"]},
+                "attempt": 2,
             }
         )
     line = formatter.format(record)
     assert "hunter2" not in line
     assert "abcdef0123456789" not in line
+    assert "0123456789abcdef" not in line
     assert "\n" not in line
     parsed = json.loads(line)
     assert parsed["logger"] == "other"
+    assert parsed["error"].startswith("Authorization: Bearer ****")
+    assert parsed["attempt"] == 2
     assert "ValueError" in parsed["exception"]
     assert parsed["ts"].endswith("Z")
