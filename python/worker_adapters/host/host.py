@@ -5,6 +5,7 @@ import contextlib
 import os
 import random
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -107,6 +108,8 @@ class AdapterHost:
         self._prober: Prober | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._retired: set[Replica] = set()
+        # By id, because adapters of other packages need not be hashable.
+        self._owned: weakref.WeakValueDictionary[int, WorkerAdapter] = weakref.WeakValueDictionary()
         self._closed = False
         for pool_id, own in (pools or {}).items():
             self.configure(pool_id, own)
@@ -150,7 +153,8 @@ class AdapterHost:
     def bind(self, adapter: WorkerAdapter, *, device_mask: str | None = None) -> None:
         """Have an adapter take tasks, as the replica that its ``pool_id`` and ``replica_id`` say.
 
-        The host closes it from now on. Raises ValueError where there is such a replica: `rebind`.
+        The host closes it from now on. Raises ValueError where there is such a replica: `rebind`;
+        and for an adapter that this host has had before, because that one is closed or will be.
         """
         self._check_open()
         pool = self._known_or_new(adapter.pool_id)
@@ -158,6 +162,7 @@ class AdapterHost:
             raise ValueError(
                 f"{adapter.pool_id}/{adapter.replica_id} is bound already; rebind replaces it"
             )
+        self._check_new(adapter)
         self._swapped("bind", pool, None, self._replica(pool, adapter, device_mask))
 
     def rebind(self, adapter: WorkerAdapter, *, device_mask: str | None = None) -> None:
@@ -165,9 +170,10 @@ class AdapterHost:
 
         New tasks go to the new one from the moment this returns; those in flight finish on the old
         one, which is closed when the last of them has been read or left. Raises ValueError where
-        nothing is bound.
+        nothing is bound, and for an adapter that this host has, or has had.
         """
         self._check_open()
+        self._check_new(adapter)
         pool, old = self._bound(adapter.pool_id, adapter.replica_id)
         self._swapped("rebind", pool, old, self._replica(pool, adapter, device_mask))
         self._retire(old)
@@ -400,6 +406,13 @@ class AdapterHost:
         if self._closed:
             raise RuntimeError("the host has been closed")
 
+    def _check_new(self, adapter: WorkerAdapter) -> None:
+        if self._owned.get(id(adapter)) is adapter:
+            raise ValueError(
+                f"{adapter.pool_id}/{adapter.replica_id} has been given to this host already: "
+                "make another adapter"
+            )
+
     def _pool_of(self, pool_id: str) -> Pool:
         pool = self.registry.pool(pool_id)
         if pool is None:
@@ -432,6 +445,8 @@ class AdapterHost:
         self, action: Action, pool: Pool, old: Replica | None, new: Replica | None
     ) -> None:
         pool = self.registry.swap(pool, old, new)
+        if new is not None:
+            self._owned[id(new.adapter)] = new.adapter
         if new is not None and self._prober is not None:
             self._prober.start(new)
         pool.admission.wake_all()

@@ -100,6 +100,31 @@ def test_a_place_is_bound_once() -> None:
     run(main())
 
 
+def test_an_adapter_is_given_to_a_host_once() -> None:
+    async def main() -> None:
+        one, two = Scripted("a"), Scripted("a")
+        async with host_of(one) as host:
+            with pytest.raises(ValueError, match="pool/a has been given to this host already"):
+                host.rebind(one)
+            await settled()
+            assert not is_closed(one)
+            assert await kinds(await host.submit("pool", task()))
+            one.replica_id = "b"
+            with pytest.raises(ValueError, match="pool/b has been given"):
+                host.bind(one)
+            host.rebind(two)
+            host.unbind("pool", "a")
+            # On its way out, and closed.
+            for _ in range(2):
+                with pytest.raises(ValueError, match="pool/a has been given"):
+                    host.bind(two)
+                await settled()
+            assert is_closed(one)
+            assert is_closed(two)
+
+    run(main())
+
+
 def test_a_rebind_lets_streams_finish_on_the_old_adapter_and_closes_it_then() -> None:
     async def main() -> None:
         old, new = Scripted("a", play=left_open), Scripted("a")
