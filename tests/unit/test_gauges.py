@@ -6,11 +6,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.unit.metrics import POOL, REPLICA, value
 from tests.unit.tasks import adapter
 from tests.unit.wire import PROPS, Connection, answer, playing
-from worker_adapters import Metrics
+from worker_adapters import LlamaCppAdapter, Metrics, Timeouts
 from worker_adapters.engines import ENGINES
 from worker_adapters.engines._load import ALIASES, EngineLoad
 from worker_adapters.observe.gauges import GaugeRefresher
@@ -56,6 +58,20 @@ nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="fraction",model="tensorrt
 )
 def test_what_is_not_said_is_not_known(engine: str, said: str) -> None:
     assert EngineLoad.from_metrics(said, engine) == EngineLoad()
+
+
+@pytest.mark.parametrize("said", ["1e400", "-1e400", "-5", "1e300", "9007199254740994"])
+def test_what_is_no_count_is_not_known(said: str) -> None:
+    lines = f"llamacpp:requests_processing {said}\nllamacpp:requests_deferred 2\n"
+    lines += f"llamacpp:kv_cache_usage_ratio {said}\n"
+    assert EngineLoad.from_metrics(lines, "llamacpp") == EngineLoad(waiting=2)
+
+
+@given(st.lists(st.from_regex(r"-?[0-9.]{1,5}(e[+-]?[0-9]{1,4})?", fullmatch=True), max_size=4))
+def test_any_samples_can_be_read(values: list[str]) -> None:
+    said = "".join(f'vllm:num_requests_running{{engine="{i}"}} {v}\n' for i, v in enumerate(values))
+    load = EngineLoad.from_metrics(said)
+    assert load.running is None or load.running >= 0
 
 
 class Engine:
@@ -125,6 +141,23 @@ async def test_what_cannot_be_read_again_grows_old_and_is_dropped() -> None:
         await gauges.refresh()
         assert value(metrics, "slots", REPLICA) is None
         assert value(metrics, "engine_gauge_age_seconds", age) is None
+
+
+async def test_an_answer_that_cannot_be_taken_keeps_no_gauge_from_growing_old() -> None:
+    class Broken(LlamaCppAdapter):
+        async def load(self, *, timeouts: Timeouts | None = None) -> EngineLoad:  # noqa: ARG002
+            raise OverflowError("from an adapter of somebody else's")
+
+    now = [100.0]
+    metrics = Metrics(clock=lambda: now[0])
+    engine = Engine()
+    async with playing(engine.play) as server, Broken(server.url, metrics=metrics) as worker:
+        assert worker.metrics is not None
+        worker.metrics.set_gauge("queue_depth", 3, source="metrics")
+        now[0] += 31
+        await GaugeRefresher(lambda: [worker], interval=5, timeout=30).refresh()
+        assert value(metrics, "slots", REPLICA) == 4
+        assert value(metrics, "queue_depth", ALL) is None
 
 
 async def test_a_scrape_does_not_wait_for_an_engine() -> None:

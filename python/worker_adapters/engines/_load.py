@@ -51,6 +51,9 @@ ALIASES: Final[Mapping[str, Gauges]] = {
 }
 """What each gauge is called by each engine, the newest name first."""
 
+MAX_COUNT: Final = 2**53
+"""Larger samples are none: beyond it a float is no count any more."""
+
 _SAMPLE: Final = re.compile(
     r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^\n]*)\})? (?P<value>[0-9.eE+-]+)(?: [0-9.]+)?$",
     re.MULTILINE,
@@ -61,7 +64,8 @@ _SAMPLE: Final = re.compile(
 class EngineLoad:
     """What the metrics say of an engine's work; None where they do not say it.
 
-    Each is over all data-parallel engines behind the server.
+    Samples that are negative, not finite or above `MAX_COUNT` say nothing. Each is over all
+    data-parallel engines behind the server.
     """
 
     running: int | None = None
@@ -90,8 +94,8 @@ class EngineLoad:
         running, waiting = found.get("running"), found.get("waiting")
         usage = found.get("kv_cache_usage")
         return cls(
-            running=None if running is None else int(sum(running)),
-            waiting=None if waiting is None else int(sum(waiting)),
+            running=_count(running),
+            waiting=_count(waiting),
             kv_cache_usage=None if usage is None else sum(usage) / len(usage),
             engines=None if running is None else len(running),
         )
@@ -108,8 +112,14 @@ def _found(
     return None
 
 
+def _count(values: Sequence[float] | None) -> int | None:
+    return None if values is None else int(sum(values))
+
+
 def _number(text: str) -> float | None:
+    """Return a sample's value; None where it is none that a count or a share can have."""
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if 0 <= number <= MAX_COUNT else None

@@ -17,7 +17,6 @@ from worker_adapters._core import ReplicaMetrics
 from worker_adapters.adapter import WorkerAdapter
 from worker_adapters.contract import Timeouts
 from worker_adapters.engines._http import HttpAdapter
-from worker_adapters.errors import WorkerError
 
 __all__ = ["GaugeRefresher"]
 
@@ -106,7 +105,8 @@ class GaugeRefresher:
 
     async def _ask(self, adapter: WorkerAdapter, metrics: ReplicaMetrics) -> None:
         timeouts = Timeouts(unary=self._timeout)
-        with contextlib.suppress(TimeoutError, WorkerError):
+        # Whatever an engine answers, or an adapter of somebody else's raises: it is not known then.
+        with contextlib.suppress(Exception):
             async with asyncio.timeout(self._timeout):
                 if metrics.engine_version == UNKNOWN:
                     metrics.set_engine_version(await adapter.engine_version(timeouts=timeouts))
