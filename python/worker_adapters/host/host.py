@@ -52,6 +52,8 @@ CLOSE_SECONDS: Final = 10.0
 
 MAX_DRAIN_MS: Final = 86_400_000
 
+MAX_RETRY_AFTER_MS: Final = 86_400_000
+
 
 class AdapterHost:
     """Adapters by pool and replica, in the process of the orchestrator: no hop of its own.
@@ -204,10 +206,17 @@ class AdapterHost:
         """Decide for a pool: ``admit`` tasks, ``shed`` or ``drain`` them; what runs goes on.
 
         Those that are refused hear ADMISSION_REJECT or POOL_UNREADY, with ``retry_after_ms``; those
-        that wait for a place do so at once. Raises ValueError for an unknown pool or decision.
+        that wait for a place do so at once. Raises ValueError for an unknown pool or decision, and
+        for a time that is no whole number of milliseconds from 0 to a day.
         """
-        if decision not in {"admit", "shed", "drain"}:
+        if decision not in ("admit", "shed", "drain"):
             raise ValueError(f"decision must be admit, shed or drain, not {decision!r}")
+        if retry_after_ms is not None and not (
+            type(retry_after_ms) is int and 0 <= retry_after_ms <= MAX_RETRY_AFTER_MS
+        ):
+            raise ValueError(
+                f"retry_after_ms must be a whole number from 0 to {MAX_RETRY_AFTER_MS}"
+            )
         pool = self._pool_of(pool_id)
         pool.admission.decision = decision
         pool.admission.retry_after_ms = None if decision == "admit" else retry_after_ms

@@ -66,6 +66,21 @@ def test_what_the_orchestrator_decides() -> None:
     run(main())
 
 
+@pytest.mark.parametrize(
+    "time", [-5, 86_400_001, 10**30, float("nan"), 1.5, "x", True], ids=lambda one: str(one)[:9]
+)
+def test_a_time_to_wait_that_is_none_is_refused_and_changes_nothing(time: Any) -> None:
+    async def main() -> None:
+        async with host_of(Scripted("a")) as host:
+            with pytest.raises(ValueError, match="retry_after_ms must be a whole number"):
+                host.set_admission("pool", "shed", retry_after_ms=time)
+            await (await host.submit("pool", task())).collect()
+            host.set_admission("pool", "shed", retry_after_ms=86_400_000)
+            assert (await refused(host)).retry_after_ms == 86_400_000
+
+    run(main())
+
+
 def test_a_full_replica_is_passed_over_and_a_full_pool_refuses_at_once() -> None:
     async def main() -> None:
         replicas = [Scripted(name, play=left_open) for name in "ab"]
