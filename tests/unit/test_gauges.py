@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.metrics import POOL, REPLICA, value
 from tests.unit.tasks import adapter
-from tests.unit.wire import PROPS, Connection, answer, playing
+from tests.unit.wire import PROPS, WITHIN, Connection, answer, playing
 from worker_adapters import LlamaCppAdapter, Metrics, Timeouts
 from worker_adapters.engines import ENGINES
 from worker_adapters.engines._load import ALIASES, EngineLoad
@@ -160,6 +160,57 @@ async def test_an_answer_that_cannot_be_taken_keeps_no_gauge_from_growing_old() 
         assert value(metrics, "queue_depth", ALL) is None
 
 
+async def test_a_list_that_cannot_be_had_ends_nothing() -> None:
+    now = [100.0]
+    metrics = Metrics(clock=lambda: now[0])
+    engine = Engine()
+    fails = asyncio.Event()
+    asked_again = asyncio.Event()
+
+    def adapters() -> list[LlamaCppAdapter]:
+        if not fails.is_set():
+            return [worker]
+        fails.clear()
+        asked_again.set()
+        raise KeyError("the registry of somebody else's")
+
+    async with playing(engine.play) as server, adapter(server.url, metrics=metrics) as worker:
+        gauges = GaugeRefresher(adapters, interval=0.01, timeout=30, stale_after=20)
+        await gauges.refresh()
+        await server.stop()
+        now[0] += 21
+        fails.set()
+        await gauges.refresh()
+        assert value(metrics, "slots", REPLICA) is None
+        asked_again.clear()
+        async with gauges:
+            for _ in range(2):
+                fails.set()
+                await asyncio.wait_for(asked_again.wait(), WITHIN)
+                asked_again.clear()
+
+
+async def test_gauges_of_one_priority_grow_old_too() -> None:
+    now = [100.0]
+    metrics = Metrics(clock=lambda: now[0])
+    engine = Engine()
+    async with playing(engine.play) as server, adapter(server.url, metrics=metrics) as worker:
+        assert worker.metrics is not None
+        gauges = GaugeRefresher(lambda: [worker], interval=5, timeout=30)
+        await gauges.refresh()
+        worker.metrics.set_gauge("queue_depth", 3, source="metrics", priority="batch")
+        assert value(metrics, "queue_depth", {**POOL, "priority": "batch"}) == 3
+        now[0] += 31
+        await gauges.refresh()
+        assert value(metrics, "queue_depth", {**POOL, "priority": "batch"}) is None
+        assert set(worker.metrics.gauges()) == {
+            "queue_depth",
+            "requests_running",
+            "slots",
+            "slots_free",
+        }
+
+
 async def test_a_scrape_does_not_wait_for_an_engine() -> None:
     metrics = Metrics()
     engine = Engine()
@@ -185,3 +236,9 @@ async def test_an_adapter_without_metrics_is_left_alone() -> None:
 def test_times_that_are_none_are_refused(times: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         GaugeRefresher(list, **times)
+
+
+@pytest.mark.parametrize("stale_after", [float("nan"), float("inf"), -1, 0])
+def test_an_age_that_is_none_is_refused(stale_after: float) -> None:
+    with pytest.raises(ValueError, match="stale_after must be positive and finite"):
+        GaugeRefresher(list, stale_after=stale_after)

@@ -8,6 +8,7 @@ What an engine does not tell is absent, and so is what it told too long ago.
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import TracebackType
@@ -30,13 +31,15 @@ class GaugeRefresher:
     """Reads slots, queue, KV cache and running requests of adapters with metrics, over and over.
 
     Args:
-        adapters: Returns those to ask; called before each round, in the event loop.
+        adapters: Returns those to ask; called before each round, in the event loop. Where it
+            raises, that round asks those of the last one.
         interval: Seconds from one round to the next.
         timeout: Seconds that one engine may take to answer; the others do not wait for it.
         stale_after: Seconds after which a value that could not be read again is no longer known;
             six intervals when unset.
 
-    An async context manager. Raises ValueError for times that are none.
+    An async context manager. Raises ValueError for times that are none, TypeError for what is no
+    number.
     """
 
     def __init__(
@@ -49,10 +52,13 @@ class GaugeRefresher:
     ) -> None:
         if not (0 < interval <= 3600 and 0 < timeout <= 60):
             raise ValueError("interval and timeout must be positive, at most 1 h and 60 s")
+        if stale_after is not None and not 0 < stale_after < math.inf:
+            raise ValueError("stale_after must be positive and finite")
         self._adapters = adapters
         self._interval = interval
         self._timeout = timeout
         self._stale_after = 6 * interval if stale_after is None else stale_after
+        self._last: tuple[WorkerAdapter, ...] = ()
         self._task: asyncio.Task[None] | None = None
         self._asked: dict[int, asyncio.Task[None]] = {}
 
@@ -93,7 +99,9 @@ class GaugeRefresher:
 
     def _begin(self) -> None:
         """Ask each engine, but for those that have not answered yet."""
-        for adapter in self._adapters():
+        with contextlib.suppress(Exception):  # the caller's; what is known grows old all the same
+            self._last = tuple(self._adapters())
+        for adapter in self._last:
             key = id(adapter)
             if adapter.metrics is not None and key not in self._asked:
                 task = asyncio.create_task(self._ask(adapter, adapter.metrics))
@@ -119,6 +127,7 @@ class GaugeRefresher:
                     metrics.set_gauge("queue_depth", load.waiting, source=METRICS)
                     metrics.set_gauge("requests_running", load.running, source=METRICS)
                     metrics.set_gauge("kv_cache_usage_ratio", load.kv_cache_usage, source=METRICS)
-        for name, (_, source, age) in metrics.gauges().items():
-            if age > self._stale_after and ":" not in name:
-                metrics.set_gauge(name, None, source=source)
+        for key, (_, source, age) in metrics.gauges().items():
+            if age > self._stale_after:
+                name, _, priority = key.partition(":")
+                metrics.set_gauge(name, None, source=source, priority=priority or None)
