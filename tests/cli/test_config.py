@@ -53,6 +53,21 @@ def test_what_keeps_an_adapter_from_being_made(command: Command, tmp_path: Path)
     assert second.startswith(f"{file}:9: pools.chat.replicas.b.options.nonsense: ")
 
 
+def test_a_field_of_a_quoted_pool_is_found_again(command: Command, tmp_path: Path) -> None:
+    text = GOOD.replace("pools.chat", 'pools."a: b.c"') + "options = { nonsense = 1 }\n"
+    file = written(tmp_path, text)
+    done = command("config", "check", file)
+    (told,) = done.stderr.decode().splitlines()
+    assert told.startswith(f'{file}:6: pools."a: b.c".replicas.a.options.nonsense: ')
+
+
+def test_a_file_that_is_too_deep(command: Command, tmp_path: Path) -> None:
+    file = written(tmp_path, GOOD + "x = " + "[" * 5000)
+    done = command("config", "check", file)
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines() == [f"{file}:6: is nested too deeply"]
+
+
 def test_a_variable_goes_before_the_file(command: Command, tmp_path: Path) -> None:
     env = {
         "WORKER_ADAPTERS__POOLS__CHAT__MODEL": "sk-proj-0123456789abcdefghijABCDEFGHIJ",

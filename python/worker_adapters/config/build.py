@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from worker_adapters._core import Metrics
 from worker_adapters.adapter import WorkerAdapter
 from worker_adapters.config.model import Configuration, PoolConfig, ReplicaConfig, ReplicaOptions
-from worker_adapters.config.problems import ConfigError, Problem
+from worker_adapters.config.problems import ConfigError, Problem, dotted
 from worker_adapters.config.secrets import resolved
 from worker_adapters.contract import Timeouts
 from worker_adapters.engines import adapter_class
@@ -343,13 +343,14 @@ def _named(keys: Iterable[_Key]) -> tuple[str, ...]:
 
 
 def _unmade(key: _Key, plan: _Plan, error: Exception) -> Problem:
-    field = f"pools.{key[0]}.replicas.{key[1]}"
+    location = ("pools", key[0], "replicas", key[1])
+    field = dotted(location)
     if isinstance(error, TypeError):
         # It says which argument; that is one of the engine's own.
         unknown = next((name for name in plan.own if f"'{name}'" in str(error)), None)
         if unknown is not None:
             what = f"the adapter of {plan.engine} takes no such option; remove it"
-            return Problem(f"{field}.options.{unknown}", what, "configuration")
+            return Problem(dotted((*location, "options", unknown)), what, "configuration")
         return Problem(field, f"the adapter of {plan.engine} cannot be made so", "configuration")
     if isinstance(error, OSError):
         return Problem(field, error.strerror or "a file cannot be read", "configuration")

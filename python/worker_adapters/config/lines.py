@@ -4,13 +4,15 @@ A statement begins behind the longest beginning of the file that can be parsed a
 What parses is therefore all that decides, whatever a string or a comment looks like.
 """
 
+import io
 import tomllib
 from collections.abc import Sequence
 from typing import Any, Final
 
-__all__ = ["line_of"]
+__all__ = ["line_of", "line_of_refusal"]
 
 _ABSENT: Final = object()
+_UNPARSED: Final = (tomllib.TOMLDecodeError, RecursionError)
 
 
 def line_of(text: str, field: Sequence[str | int]) -> int | None:
@@ -18,12 +20,37 @@ def line_of(text: str, field: Sequence[str | int]) -> int | None:
 
     Counted from 1; None where not even the first part of the field is there. ``text`` is valid.
     """
-    lines = text.splitlines(keepends=True)
-    whole = tomllib.loads(text)
+    lines = lines_of(text)
+    whole = _parsed(lines)
+    if whole is None:  # parsed with less of the stack left than before
+        return None
     known = list(field)
     while known and _at(whole, known) is _ABSENT:
         known.pop()
     return _first_with(lines, known) if known else None
+
+
+def lines_of(text: str) -> list[str]:
+    """Return the lines with their ends, as TOML counts them: only a line feed ends one."""
+    return list(io.StringIO(text, newline="\n"))
+
+
+def line_of_refusal(text: str) -> int:
+    """Return the line at which the parser gives up on a text for its size, not for its syntax.
+
+    Counted from 1. No beginning without that line makes it give up, and every longer one does.
+    """
+    lines = lines_of(text)
+    fine, refused = 0, len(lines)
+    while refused - fine > 1:
+        middle = (fine + refused) // 2
+        try:
+            _parsed(lines[:middle], but=tomllib.TOMLDecodeError)
+        except (ValueError, RecursionError):
+            refused = middle
+        else:
+            fine = middle
+    return refused
 
 
 def _first_with(lines: list[str], field: Sequence[str | int]) -> int:
@@ -61,10 +88,12 @@ def _says_nothing(line: str) -> bool:
     return not (line := line.strip()) or line.startswith("#")
 
 
-def _parsed(lines: list[str]) -> dict[str, Any] | None:
+def _parsed(
+    lines: list[str], but: type[Exception] | tuple[type[Exception], ...] = _UNPARSED
+) -> dict[str, Any] | None:
     try:
         return tomllib.loads("".join(lines))
-    except tomllib.TOMLDecodeError:
+    except but:
         return None
 
 

@@ -1,7 +1,6 @@
 """A configuration read: arguments go before the environment, and that goes before the file."""
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError, create_model
 
-from worker_adapters.config.lines import line_of
+from worker_adapters.config.lines import line_of, line_of_refusal
 from worker_adapters.config.model import Configuration
-from worker_adapters.config.problems import ConfigError, Problem
+from worker_adapters.config.problems import ConfigError, Field, FieldError, Problem, dotted, parted
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -25,6 +24,9 @@ PREFIX: Final = "WORKER_ADAPTERS__"
 MAX_BYTES: Final = 1 << 20
 """How large a file may be."""
 
+MAX_VERSION_DIGITS: Final = 9
+"""How many digits of a variable's version are read as a number."""
+
 _SHAPES: Final = {
     "version": str,
     "mode": str,
@@ -33,7 +35,8 @@ _SHAPES: Final = {
 }
 """What fields are at the top that are no tables."""
 
-_NAMED: Final = re.compile(r"([a-z_]+(?:\.[^\s:]+)*): (.*)", re.DOTALL)
+_OF_SEVERAL: Final = ("missing", "value_error")
+"""Errors of a table that lie in what it lacks, or in several of its fields."""
 
 _HINTS: Final = {
     "extra_forbidden": "there is no such field; remove it, or see the schema for what there is",
@@ -54,6 +57,9 @@ def load(path: str | os.PathLike[str] | None = None, /, **changes: Any) -> Confi
         told = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([_broken(source, error)]) from None
+    except (ValueError, RecursionError) as error:
+        line = line_of_refusal(text)
+        raise ConfigError([Problem("", _too_much(error), source, line)]) from None
     merged = _over(_over(told, _environment()), changes)
     found = _validated(merged)
     if isinstance(found, Configuration):
@@ -82,6 +88,12 @@ def _broken(source: str, error: tomllib.TOMLDecodeError) -> Problem:
     return Problem("", f"is no TOML: {what}", source, int(number))
 
 
+def _too_much(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    return "has a number of too many digits"
+
+
 def _validated(merged: dict[str, Any]) -> "Configuration | list[ErrorDetails]":
     """Return the configuration, or what is wrong with it."""
     try:
@@ -104,10 +116,10 @@ def _validated(merged: dict[str, Any]) -> "Configuration | list[ErrorDetails]":
 
 
 def _errors(error: ValidationError) -> "list[ErrorDetails]":
-    return error.errors(include_url=False, include_input=False, include_context=False)
+    return error.errors(include_url=False, include_input=False)
 
 
-def _put(merged: Any, field: tuple[str | int, ...], value: str) -> None:
+def _put(merged: Any, field: Field, value: str) -> None:
     for part in field[:-1]:
         merged = merged[part]
     merged[field[-1]] = value
@@ -135,12 +147,13 @@ def _environment() -> dict[str, Any]:
     )
     try:
         told = source()
-    except SettingsError:
+    except (SettingsError, ValueError, RecursionError):
         bad = "is no JSON; write a list or an object, or set its fields one by one"
         whole = [name for name in names if "__" not in _rest(name)]
         raise ConfigError(Problem(_top(name), bad, name) for name in whole) from None
-    if str(told.get("version", "")).isdecimal():
-        told["version"] = int(told["version"])
+    version = str(told.get("version", ""))
+    if version.isdecimal() and len(version) <= MAX_VERSION_DIGITS:
+        told["version"] = int(version)
     return told
 
 
@@ -169,7 +182,7 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def placed(problem: Problem, path: str | os.PathLike[str]) -> Problem:
     """Return a problem of a configuration's field with its place in the file it came from."""
-    field = tuple(problem.field.split("."))
+    field = parted(problem.field)
     if (name := _variable(field)) is not None:
         return replace(problem, source=name)
     return replace(problem, source=str(path), line=line_of(_read(Path(path)), field))
@@ -184,23 +197,26 @@ def _problem(
 ) -> Problem:
     message = error["msg"].removeprefix("Value error, ")
     location = error["loc"]
-    if error["type"] == "value_error" and (named := _NAMED.fullmatch(message)) is not None:
-        # Of a check of several fields: it names the one to change.
-        location = (*location, *named[1].split("."))
-        message = named[2]
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, FieldError):
+        location = (*location, *cause.field)
+        message = cause.what
     field = _known(location, merged)
     if error["type"] == "missing":
         field = location
-    shown = ".".join(map(str, field))
+    shown = dotted(field)
     message = _HINTS.get(error["type"], message)
     if field and _known(field, changes) == field and error["type"] != "missing":
         return Problem(shown, message, "argument")
-    if (name := _variable(field)) is not None:
+    name = _variable(field)
+    if name is None and error["type"] not in _OF_SEVERAL and _is_table(merged, field):
+        name = _variable_below(field)
+    if name is not None:
         return Problem(shown, message, name)
     return Problem(shown, message, source, line_of(text, field))
 
 
-def _known(location: tuple[str | int, ...], value: Any) -> tuple[str | int, ...]:
+def _known(location: Field, value: Any) -> Field:
     """Return how far a location leads; what is beyond are the ways in which a field was tried."""
     for depth, part in enumerate(location):
         match value, part:
@@ -213,7 +229,7 @@ def _known(location: tuple[str | int, ...], value: Any) -> tuple[str | int, ...]
     return location
 
 
-def _variable(location: tuple[str | int, ...]) -> str | None:
+def _variable(location: Field) -> str | None:
     """Return the variable that sets a field, or the nearest above it, where there is one."""
     by_name = {name.upper(): name for name in os.environ}
     for end in range(len(location), 0, -1):
@@ -221,3 +237,15 @@ def _variable(location: tuple[str | int, ...]) -> str | None:
         if name in by_name:
             return by_name[name]
     return None
+
+
+def _is_table(value: Any, location: Field) -> bool:
+    for part in location:
+        value = value[part]
+    return isinstance(value, Mapping)
+
+
+def _variable_below(location: Field) -> str | None:
+    """Return the first variable that makes a table of a field by setting something in it."""
+    start = PREFIX + "__".join(map(str, location)).upper() + "__"
+    return next((name for name in sorted(os.environ) if name.upper().startswith(start)), None)

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, StrictBool, field_validator, model_v
 
 from worker_adapters._core import EgressPolicy, Redactor
 from worker_adapters._model import Contract, LineText
+from worker_adapters.config.problems import FieldError
 from worker_adapters.config.secrets import SecretRef
 from worker_adapters.contract import ExpectedModel, SamplerProfile, Timeouts
 from worker_adapters.extensions import Feature
@@ -141,11 +142,11 @@ class ReplicaOptions(Contract):
         redactor = Redactor()
         for name in options:
             if name in ReplicaConfig.model_fields:
-                raise ValueError(f"{name}: is no option; write it beside options, not in it")
+                raise FieldError((name,), "is no option; write it beside options, not in it")
             line = f"{name}=value-of-it"
             if redactor.redact(line) != line:
-                raise ValueError(
-                    f"{name}: is the name of a secret; write api_key = 'env:NAME' beside options"
+                raise FieldError(
+                    (name,), "is the name of a secret; write api_key = 'env:NAME' beside options"
                 )
         return options
 
@@ -214,9 +215,10 @@ class Configuration(Contract):
     @model_validator(mode="after")
     def _text_is_for_development(self) -> Self:
         if self.logs.text is not None and self.mode != "dev":
-            raise ValueError(
-                "logs.text: is for development; remove it, or set mode = 'dev' where nobody "
-                "but developers writes prompts"
+            raise FieldError(
+                ("logs", "text"),
+                "is for development; remove it, or set mode = 'dev' where nobody but developers "
+                "writes prompts",
             )
         return self
 
@@ -224,12 +226,13 @@ class Configuration(Contract):
     def _profiles_are_known(self) -> Self:
         versions = [profile.version for profile in self.sampler_profiles]
         if len(set(versions)) != len(versions):
-            raise ValueError("sampler_profiles: two have the same version; give each its own")
+            raise FieldError(("sampler_profiles",), "two have the same version; give each its own")
         for field, options in self._every_options():
             for version in options.sampler_profiles or ():
                 if version not in versions:
-                    raise ValueError(
-                        f"{field}.sampler_profiles: {version!r} is no version of sampler_profiles"
+                    raise FieldError(
+                        (*field, "sampler_profiles"),
+                        f"{version!r} is no version of sampler_profiles",
                     )
         return self
 
@@ -240,24 +243,25 @@ class Configuration(Contract):
         names = engine_names()
         for field, options in self._every_options():
             if options.engine is not None and options.engine not in names:
-                raise ValueError(
-                    f"{field}.engine: {options.engine!r} is none; one of {', '.join(names)}"
+                raise FieldError(
+                    (*field, "engine"), f"{options.engine!r} is none; one of {', '.join(names)}"
                 )
         for pool_id, pool in self.pools.items():
             for replica_id, replica in pool.replicas.items():
                 if (replica.engine or pool.engine or self.defaults.engine) is None:
-                    raise ValueError(
-                        f"pools.{pool_id}.replicas.{replica_id}: no engine is named, neither here "
-                        f"nor by the pool or the defaults; write engine = {names[0]!r}"
+                    raise FieldError(
+                        ("pools", pool_id, "replicas", replica_id),
+                        "no engine is named, neither here nor by the pool or the defaults; "
+                        f"write engine = {names[0]!r}",
                     )
         return self
 
-    def _every_options(self) -> Iterator[tuple[str, ReplicaOptions]]:
-        yield "defaults", self.defaults
+    def _every_options(self) -> Iterator[tuple[tuple[str, ...], ReplicaOptions]]:
+        yield ("defaults",), self.defaults
         for pool_id, pool in self.pools.items():
-            yield f"pools.{pool_id}", pool
+            yield ("pools", pool_id), pool
             for replica_id, replica in pool.replicas.items():
-                yield f"pools.{pool_id}.replicas.{replica_id}", replica
+                yield ("pools", pool_id, "replicas", replica_id), replica
 
     def shown(self) -> dict[str, Any]:
         """Return it as JSON has it, redacted; what nobody set is left out."""

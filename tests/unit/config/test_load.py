@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests.unit.schemas import essence
 from worker_adapters.config import ConfigError, Configuration, load, schema
 from worker_adapters.config.lines import line_of
+from worker_adapters.config.problems import dotted, parted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -247,7 +248,7 @@ def test_keys_are_shown_as_references(write: Callable[[str], Path]) -> None:
     assert KEY not in json.dumps(odd)
 
 
-@pytest.mark.parametrize("name", ["api_key", "tls", "url", "hf_token", "client_key"])
+@pytest.mark.parametrize("name", ["api_key", "tls", "url", "hf_token", "client_key", "Password"])
 def test_options_take_no_key(write: Callable[[str], Path], name: str) -> None:
     # Not a key that its shape gives away.
     file = write(f'{SMALL}[defaults.options]\n{name} = "hunter2-plain-secret"\n')
@@ -266,6 +267,83 @@ def test_a_name_like_a_secret_s_hides_nothing_that_is_none(write: Callable[[str]
     )
     assert KEY not in json.dumps(shown.shown())
     assert shown.shown()["defaults"]["tls"]["client_key"] == "/k"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("[" * 5000, "FILE:3: is nested too deeply"),
+        ("[\n" * 5000, "is nested too deeply"),
+        ("{a = " * 5000, "FILE:3: is nested too deeply"),
+        ("9" * 5000, "FILE:3: has a number of too many digits"),
+        ("[\n1,\n" + "9" * 5000 + "\n]", "FILE:5: has a number of too many digits"),
+        ("0x" + "f" * 5000, "FILE:3: x: "),
+        (".".join("a" * 5000) + " = 1", "FILE:3: "),
+    ],
+)
+def test_what_is_too_much_for_the_parser(
+    write: Callable[[str], Path], value: str, said: str
+) -> None:
+    (told,) = problems(write(f"version = 1\n\nx = {value}\n[logs]\n"))
+    assert said in told
+
+
+def test_deep_keys(write: Callable[[str], Path]) -> None:
+    deep = ".".join("a" * 1500)
+    told = problems(write(f"version = 1\n[defaults.options]\n{deep} = 1\n"))
+    assert all(line.startswith("FILE:3: defaults.options.a") for line in told)
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u0085", "\u2029"])
+def test_only_a_line_feed_ends_a_line(write: Callable[[str], Path], end: str) -> None:
+    told = problems(write(f'version = 1 # {end}{end}\nmode = "dev{end}"\n# x\ntypo = 1\n'))
+    assert {line.split(": ")[0] for line in told} == {"FILE:2", "FILE:4"}
+
+
+@pytest.mark.parametrize("pool", ["a b", "a: b", "a.b", 'a"b', "\u00e4", "a\\\\b"])
+def test_a_name_that_is_quoted(write: Callable[[str], Path], pool: str) -> None:
+    name = json.dumps(pool)
+    file = write(
+        f"version = 1\n[pools.{name}]\nmodel = 'x'\n[pools.{name}.replicas.a]\nurl = 'http://h'"
+    )
+    (told,) = problems(file)
+    assert told.startswith(f"FILE:4: pools.{name}.replicas.a: no engine is named")
+    (told,) = problems(write(f"version = 1\n[pools.{name}]\nengine = 'mlx'\n"))
+    assert told.startswith(f"FILE:3: pools.{name}.engine: 'mlx' is none")
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1, max_size=4))
+def test_a_field_is_written_as_toml_writes_it(field: list[str]) -> None:
+    field.append("\x7f")
+    text = dotted(tuple(field))
+    assert parted(text) == tuple(field)
+    assert text.isprintable()
+
+
+@needs_the_extra
+@pytest.mark.parametrize(
+    ("name", "value", "field"),
+    [
+        ("POLICY", '{"max_in_flight": ' + "9" * 5000 + "}", "policy"),
+        ("POLICY", '{"max_in_flight": ' * 50_000, "policy"),
+        ("VERSION", "9" * 5000, "version"),
+        ("FEATURES__0", "stop", "features"),
+        ("DEFAULTS__MODEL__X", "dev", "defaults.model"),
+        ("POLICY__MAX_IN_FLIGHT", "9" * 5000, "policy.max_in_flight"),
+        ("POLICY__MAX_IN_FLIGHT", "[" * 50_000, "policy.max_in_flight"),
+    ],
+)
+def test_a_variable_that_cannot_be(
+    write: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    field: str,
+) -> None:
+    monkeypatch.setenv(f"WORKER_ADAPTERS__{name}", value)
+    (told,) = problems(write("features = ['stop']\n" + SMALL))
+    assert told.startswith(f"WORKER_ADAPTERS__{name}: {field}: ")
+    assert len(told) < 300
 
 
 keys = st.sampled_from(["a", "b", "c"])
