@@ -114,13 +114,20 @@ class ConfiguredHost:
 
         Replicas that are new are bound, those that are gone unbound; where anything of a replica
         has changed, another adapter takes its place. Streams finish on the adapter that they are
-        on. Nothing changes where anything cannot be made: ConfigError. ``logs``, ``metrics`` and
-        ``probes`` are those of the start. To be called in the host's loop.
+        on. Nothing changes where anything cannot be made, or where a new replica's place has been
+        taken by hand: ConfigError. One that was unbound by hand is bound again where anything of it
+        has changed. ``logs``, ``metrics`` and ``probes`` are those of the start. To be called in
+        the host's loop. Raises RuntimeError once the host is closed.
         """
+        if self.host.is_closed:
+            raise RuntimeError("the host has been closed")
         before, after = self._config, config
         old, new = _plans(before), _plans(after)
         changed = [key for key, plan in new.items() if key in old and old[key] != plan]
         added = [key for key in new if key not in old]
+        taken = [key for key in added if self._is_bound(key)]
+        if taken:
+            raise ConfigError(map(_taken, taken))
         made = adapters_of(after, only={*changed, *added}, **self._arguments)
         host = self.host
         configured = []
@@ -130,16 +137,20 @@ class ConfiguredHost:
             if known is None or _policy(before, known) != policy:
                 host.configure(pool_id, policy)
                 configured.append(pool_id)
+        again = [key for key in changed if not self._is_bound(key)]
+        changed = [key for key in changed if key not in again]
+        added = [key for key in new if key in {*added, *again}]
         for key in added:
             host.bind(made[key], device_mask=_replica(after, key).device_mask)
         for key in changed:
             host.rebind(made[key], device_mask=_replica(after, key).device_mask)
-        removed = [key for key in old if key not in new]
+        removed = [key for key in old if key not in new and self._is_bound(key)]
         for key in removed:
             host.unbind(*key)
         gone = [pool_id for pool_id in before.pools if pool_id not in after.pools]
         for pool_id in gone:
-            with contextlib.suppress(ValueError):  # somebody has bound a replica of their own to it
+            # Somebody has bound a replica of their own to it, or forgotten it already.
+            with contextlib.suppress(ValueError):
                 host.forget(pool_id)
         self._config = after
         return Changes(
@@ -149,6 +160,10 @@ class ConfiguredHost:
             configured=tuple(configured),
             forgotten=tuple(gone),
         )
+
+    def _is_bound(self, key: "_Key") -> bool:
+        pool = self.host.registry.pool(key[0])
+        return pool is not None and pool.replica(key[1]) is not None
 
 
 def host_from_config(
@@ -355,6 +370,11 @@ def _unmade(key: _Key, plan: _Plan, error: Exception) -> Problem:
     if isinstance(error, OSError):
         return Problem(field, error.strerror or "a file cannot be read", "configuration")
     return Problem(field, str(error), "configuration")
+
+
+def _taken(key: _Key) -> Problem:
+    what = "is bound already, and not by the configuration; unbind it first"
+    return Problem(dotted(("pools", key[0], "replicas", key[1])), what, "configuration")
 
 
 def problems_of(config: Configuration) -> Iterator[Problem]:

@@ -132,6 +132,11 @@ class AdapterHost:
     ) -> None:
         await self.aclose()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has been closed, or is about to be."""
+        return self._closed
+
     def observe(self, observer: Observer) -> None:
         """Have ``observer`` told what happens from now on. See `HostEvent`."""
         self._observers.add(observer)

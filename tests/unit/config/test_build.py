@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from tests.unit.tasks import task
-from worker_adapters import Extensions, WorkerError
+from worker_adapters import Extensions, LlamaCppAdapter, WorkerError
 from worker_adapters.config import Changes, ConfigError, Configuration, host_from_config
 from worker_adapters.config.build import adapters_of, extensions_of, logs_of
 from worker_adapters.testing.engines import scripted_engine
@@ -103,6 +103,52 @@ async def test_a_reload_that_cannot_be_made_changes_nothing(one: ScriptedEngine)
             configured.reload(config(pools=bad))
         assert configured.config is before
         assert "one" in (await (await configured.host.submit("chat", task())).collect()).text
+
+
+async def test_a_reload_over_a_replica_bound_by_hand_changes_nothing(one: ScriptedEngine) -> None:
+    before = config(pools=chat(a=one.url))
+    async with host_from_config(before) as configured:
+        own = LlamaCppAdapter(one.url, pool_id="chat", replica_id="b")
+        configured.host.bind(own)
+        pools = chat(b=one.url) | {"extra": {"engine": "vllm"}}
+        with pytest.raises(ConfigError, match=r"pools\.chat\.replicas\.b: is bound already"):
+            configured.reload(config(policy={"max_in_flight": 7}, pools=pools))
+        assert configured.config is before
+        assert configured.host.registry.pool("extra") is None
+        pool = configured.host.registry.pool("chat")
+        assert pool is not None
+        assert [row.replica_id for row in pool.replicas] == ["a", "b"]
+        assert pool.policy.max_in_flight != 7
+        configured.host.unbind("chat", "b")
+        assert configured.reload(config(pools=pools)).bound == ("chat/b",)
+
+
+async def test_a_reload_after_replicas_were_unbound_by_hand(
+    one: ScriptedEngine, two: ScriptedEngine
+) -> None:
+    before = config(pools=chat(a=one.url, b=one.url, c=one.url))
+    async with host_from_config(before) as configured:
+        configured.host.unbind("chat", "a")
+        configured.host.unbind("chat", "c")
+        changes = configured.reload(config(pools=chat(a=two.url, b=two.url)))
+        assert changes == Changes(bound=("chat/a",), rebound=("chat/b",))
+        pool = configured.host.registry.pool("chat")
+        assert pool is not None
+        assert {row.replica_id for row in pool.replicas} == {"a", "b"}
+        assert "two" in (await (await configured.host.submit("chat", task())).collect()).text
+        configured.host.unbind("chat", "a")
+        configured.host.unbind("chat", "b")
+        configured.host.forget("chat")
+        assert configured.reload(config()) == Changes(forgotten=("chat",))
+
+
+async def test_a_reload_of_what_is_closed(one: ScriptedEngine) -> None:
+    before = config(pools=chat(a=one.url))
+    async with host_from_config(before) as configured:
+        pass
+    with pytest.raises(RuntimeError, match="closed"):
+        configured.reload(config(pools=chat(b=one.url)))
+    assert configured.config is before
 
 
 def test_layers() -> None:
@@ -224,8 +270,6 @@ async def test_adapters_and_host_count_in_one_place(one: ScriptedEngine) -> None
 
 
 async def test_a_pool_with_a_replica_of_somebody_else_s_stays(one: ScriptedEngine) -> None:
-    from worker_adapters import LlamaCppAdapter
-
     async with host_from_config(config(pools=chat())) as configured:
         own = LlamaCppAdapter(one.url, pool_id="chat", replica_id=uuid4().hex)
         configured.host.bind(own)
