@@ -63,7 +63,8 @@ class AdapterHost:
     owns what is bound to it: adapters are closed when they are replaced, unbound or left.
 
     A host is an async context manager and belongs to the event loop that it is first used in; every
-    method is called there. `registry` may be read from any thread.
+    method is called there. What binds, decides or submits raises RuntimeError elsewhere. `registry`
+    may be read from any thread.
 
     Args:
         policy: What holds for pools that have no policy of their own.
@@ -148,6 +149,7 @@ class AdapterHost:
 
         What is in flight stays; breakers keep the policy that they were made with.
         """
+        self._check_here()
         known = self.registry.pool(pool_id)
         if known is None:
             self.registry.put(_new_pool(pool_id, policy))
@@ -164,6 +166,7 @@ class AdapterHost:
         and for an adapter that this host has had before, because that one is closed or will be.
         """
         self._check_open()
+        self._check_here()
         pool = self._known_or_new(adapter.pool_id)
         if pool.replica(adapter.replica_id) is not None:
             raise ValueError(
@@ -180,6 +183,7 @@ class AdapterHost:
         nothing is bound, and for an adapter that this host has, or has had.
         """
         self._check_open()
+        self._check_here()
         self._check_new(adapter)
         pool, old = self._bound(adapter.pool_id, adapter.replica_id)
         self._swapped("rebind", pool, old, self._replica(pool, adapter, device_mask))
@@ -192,6 +196,7 @@ class AdapterHost:
         and the adapter is closed when the last of them has been read or left. `drain` before it
         waits for both. The pool stays known. Raises ValueError where nothing is bound.
         """
+        self._check_here()
         pool, old = self._bound(pool_id, replica_id)
         self._swapped("unbind", pool, old, None)
         self._dispatcher.expel(old)
@@ -199,6 +204,7 @@ class AdapterHost:
 
     def forget(self, pool_id: str) -> None:
         """Forget a pool that has no replicas. Raises ValueError for one that has."""
+        self._check_here()
         pool = self._pool_of(pool_id)
         if pool.replicas:
             raise ValueError(f"pool {pool_id!r} has replicas: unbind them first")
@@ -214,6 +220,7 @@ class AdapterHost:
         that wait for a place do so at once. Raises ValueError for an unknown pool or decision, and
         for a time that is no whole number of milliseconds from 0 to a day.
         """
+        self._check_here()
         if decision not in ("admit", "shed", "drain"):
             raise ValueError(f"decision must be admit, shed or drain, not {decision!r}")
         if retry_after_ms is not None and not (
@@ -305,6 +312,7 @@ class AdapterHost:
         Idempotent; a task that is unknown in that pool, or has ended, is no error. No token is
         emitted after it returns. See `WorkerAdapter.cancel`.
         """
+        self._check_here()
         patience(confirm_within_ms)
         try:
             key = task_id if isinstance(task_id, UUID) else UUID(task_id)
@@ -413,7 +421,11 @@ class AdapterHost:
             )
             for replica in self.registry.replicas():
                 self._prober.start(replica)
-        elif self._loop is not asyncio.get_running_loop():
+        self._check_here()
+
+    def _check_here(self) -> None:
+        """Raise RuntimeError outside of the loop that the host belongs to, once it has one."""
+        if self._loop is not None and self._loop is not asyncio._get_running_loop():
             raise RuntimeError("this host belongs to another event loop")
 
     def _check_open(self) -> None:

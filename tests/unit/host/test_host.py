@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import pytest
@@ -34,6 +35,9 @@ from worker_adapters import (
 from worker_adapters.host import AdapterHost, HostEvent, PoolPolicy, ProbePolicy, registry
 from worker_adapters.host.events import MAX_OBSERVERS
 from worker_adapters.host.host import MAX_DRAIN_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 async def kinds(stream: TokenStream) -> list[str]:
@@ -384,6 +388,42 @@ def test_a_host_belongs_to_one_loop() -> None:
     run(use())
     with pytest.raises(RuntimeError, match="another event loop"):
         run(use())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda host: host.bind(Scripted("b")),
+        lambda host: host.rebind(Scripted("a")),
+        lambda host: host.unbind("pool", "a"),
+        lambda host: host.forget("empty"),
+        lambda host: host.configure("pool", PoolPolicy()),
+        lambda host: host.set_admission("pool", "shed"),
+    ],
+    ids=["bind", "rebind", "unbind", "forget", "configure", "set_admission"],
+)
+def test_a_host_is_changed_in_its_own_loop(change: Callable[[AdapterHost], None]) -> None:
+    host = AdapterHost(pools={"empty": PoolPolicy()})
+    # Before it has one, anywhere.
+    host.bind(Scripted("a"))
+
+    async def elsewhere() -> None:
+        with pytest.raises(RuntimeError, match="another event loop"):
+            change(host)
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await host.cancel("pool", uuid4())
+
+    async def main() -> None:
+        async with host:
+            before = host.registry.snapshot
+            await asyncio.to_thread(run, elsewhere())
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await asyncio.to_thread(change, host)
+            assert host.registry.snapshot is before
+            assert (await host.health("pool")).decision == "admit"
+            change(host)
+
+    asyncio.run(main())
 
 
 # Cancelling.
