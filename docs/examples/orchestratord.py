@@ -30,11 +30,14 @@ from worker_adapters import (
     WorkerError,
 )
 from worker_adapters.host import AdapterHost
+from worker_adapters.observe.gauges import GaugeRefresher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from starlette.requests import Request
+
+    from worker_adapters import WorkerAdapter
 
 MAX_BODY_BYTES: Final = 8 << 20
 
@@ -88,6 +91,10 @@ class Orchestratord:
             Route("/v1/capabilities", self.capabilities),
             Route("/metrics", self.scrape),
         ]
+
+    def adapters(self) -> list[WorkerAdapter]:
+        """Return every adapter that is bound now: their engines are asked for their load."""
+        return [replica.adapter for replica in self.host.registry.replicas()]
 
     async def submit(self, request: Request) -> Response:
         """Take a `TaskRequest`: 202 once an engine has taken it up, and its stream can be fetched.
@@ -177,7 +184,7 @@ def application(orchestratord: Orchestratord) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with orchestratord.host:
+        async with orchestratord.host, GaugeRefresher(orchestratord.adapters):
             yield
 
     return Starlette(routes=orchestratord.routes(), lifespan=lifespan)

@@ -271,3 +271,12 @@ def _(orchestration: Orchestration) -> None:
     told = {(one["pool_id"], one["replica_id"]): one for one in document["adapters"]}
     assert set(told) == {(POOL, "0"), (POOL, "1")}
     assert all(one["slots_total"] == 2 and one["engine_version"] for one in told.values())
+
+
+@then("the metrics tell the slots of both engines")
+def _(orchestration: Orchestration) -> None:
+    def told(name: str) -> dict[str, float]:
+        return orchestration.by_replica(name)
+
+    eventually("both have told their slots", lambda: told("slots") == {"0": 2, "1": 2})
+    eventually("and that they are free", lambda: told("slots_free") == {"0": 2, "1": 2})

@@ -18,6 +18,7 @@ from worker_adapters.contract import Timeouts
 from worker_adapters.engines import adapter_class
 from worker_adapters.extensions import Extensions
 from worker_adapters.host import AdapterHost, Observer
+from worker_adapters.observe.gauges import GaugeRefresher
 from worker_adapters.observe.logs import Logs
 from worker_adapters.observe.text import TextPolicy
 
@@ -43,7 +44,8 @@ class Changes:
 class ConfiguredHost:
     """A host and the configuration that it has, which `reload` changes.
 
-    An async context manager: leaving it closes the host. Made by `host_from_config`.
+    An async context manager, in which the engines' own gauges are read, too: leaving it closes the
+    host. Made by `host_from_config`.
     """
 
     def __init__(
@@ -77,6 +79,9 @@ class ConfiguredHost:
         )
         for key, adapter in adapters.items():
             self.host.bind(adapter, device_mask=_replica(config, key).device_mask)
+        self._gauges = GaugeRefresher(
+            lambda: [replica.adapter for replica in self.host.registry.replicas()]
+        )
 
     def __repr__(self) -> str:
         return f"ConfiguredHost({self.host!r})"
@@ -93,6 +98,7 @@ class ConfiguredHost:
 
     async def __aenter__(self) -> Self:
         await self.host.__aenter__()
+        await self._gauges.__aenter__()
         return self
 
     async def __aexit__(
@@ -105,7 +111,10 @@ class ConfiguredHost:
 
     async def aclose(self) -> None:
         """Close the host. Idempotent."""
-        await self.host.aclose()
+        try:
+            await self._gauges.aclose()
+        finally:
+            await self.host.aclose()
         if self._owns_logs:
             await asyncio.to_thread(self.logs.close)
 

@@ -62,3 +62,4 @@ Feature: An orchestrator that embeds the adapters
     Then its stream ends as cancelled
     And the metrics count what clients were given
     And the capabilities tell of both replicas
+    And the metrics tell the slots of both engines

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 
 from tests.unit.tasks import task
+from tests.unit.wire import eventually
 from worker_adapters import Extensions, LlamaCppAdapter, WorkerError
 from worker_adapters.config import Changes, ConfigError, Configuration, host_from_config
 from worker_adapters.config.build import adapters_of, extensions_of, logs_of
@@ -52,6 +54,19 @@ async def test_a_task_goes_through(one: ScriptedEngine) -> None:
     async with host_from_config(config(pools=chat(a=one.url))) as configured:
         stream = await configured.host.submit("chat", task(max_tokens=2))
         assert "one" in (await stream.collect()).text
+
+
+async def test_the_engines_tell_their_gauges(one: ScriptedEngine, two: ScriptedEngine) -> None:
+    async with host_from_config(config(pools=chat(a=one.url, b=two.url))) as configured:
+
+        def have_told() -> bool:
+            text = configured.metrics.render()
+            return set(re.findall(r'\nslots{[^}]*replica_id="(.)"[^}]*} [1-9]', text)) == {"a", "b"}
+
+        await eventually(have_told, "the slots of both")
+        reading = configured._gauges._task
+        assert reading is not None
+    assert reading.cancelled()
 
 
 async def test_a_reload_drops_no_stream(one: ScriptedEngine, two: ScriptedEngine) -> None:
