@@ -1,6 +1,7 @@
 """What the host counts: breakers, tasks that go elsewhere or are refused, replicas that are gone.
 
-What becomes of a task on a replica is counted by its adapter, if it has the same `Metrics`.
+What becomes of a task on a replica is counted by its adapter, if it has the same `Metrics`; where
+the adapter itself broke, here.
 """
 
 from typing import TYPE_CHECKING
@@ -37,6 +38,10 @@ class Counts:
                     self._bound[key].breaker_tripped()
             case "retry" if event.error is not None and key in self._bound:
                 self._bound[key].retried(event.error.code)
+            case "error" if event.detail == "fault" and key in self._bound:
+                if event.error is not None and event.task is not None:
+                    counted = self._bound[key].task(event.task.priority)
+                    counted.refused(event.error.kind, event.error.phase, event.error.code)
             case "reject" if event.error is not None:
                 self._metrics.rejected(event.engine or "", event.error.code)
             case "unbind" if key in self._bound:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from worker_adapters._core import StreamDecoder, TokenEvent
 from worker_adapters.contract import CancelReceipt
-from worker_adapters.errors import WorkerError
+from worker_adapters.errors import InternalError, WorkerError
 from worker_adapters.host.admission import Waiter
 from worker_adapters.host.breaker import is_failure
 from worker_adapters.host.events import Action, HostEvent, Observers
@@ -221,7 +221,10 @@ class Dispatcher:
                     raise CancelledInQueueError from None
                 other = self._elsewhere(ticket, pool, error, made)
                 if other is None:
-                    self._tell("error", ticket, pool.pool_id, lease.replica, error=error)
+                    detail = "fault" if error is lease.fault else None
+                    self._tell(
+                        "error", ticket, pool.pool_id, lease.replica, detail=detail, error=error
+                    )
                     raise
                 self._tell("retry", ticket, pool.pool_id, lease.replica, error=error, attempt=made)
                 lease = other
@@ -248,13 +251,7 @@ class Dispatcher:
             raise CancelledInQueueError
         self._tell("submit", ticket, pool_id, replica, attempt=attempt)
         try:
-            stream = await lease.answered(
-                replica.adapter.submit(
-                    ticket.remaining(self._clock()),
-                    context=ticket.context,
-                    timeouts=ticket.timeouts,
-                )
-            )
+            stream = await self._asked(ticket, lease)
         except BaseException as error:
             if isinstance(error, WorkerError) and error is not lease.expelled:
                 self._judge(lease, error)
@@ -272,6 +269,34 @@ class Dispatcher:
         replica.tenants.add(lease)
         stream._watch(lease.ended, lease.left)
         weakref.finalize(stream, lease.dropped).atexit = False
+        return stream
+
+    async def _asked(self, ticket: Ticket, lease: Lease) -> TokenStream:
+        """Have the adapter submit the task. Raises WorkerError, whatever the adapter does."""
+        adapter = lease.replica.adapter
+        try:
+            stream = await lease.answered(
+                adapter.submit(
+                    ticket.remaining(self._clock()),
+                    context=ticket.context,
+                    timeouts=ticket.timeouts,
+                )
+            )
+            if not isinstance(stream, TokenStream):
+                raise TypeError("submit returned no stream")  # noqa: TRY301 - as if it had raised it
+        except WorkerError:
+            raise
+        except Exception as cause:
+            if lease.expelled is not None:
+                raise lease.expelled from None
+            lease.fault = InternalError(
+                message=f"the adapter broke: {type(cause).__name__}",
+                detail="internal",
+                phase="head",
+                engine=adapter.engine,
+                correlation_id=ticket.context.correlation_id,
+            )
+            raise lease.fault from cause
         return stream
 
     # Two replicas.
@@ -340,7 +365,8 @@ class Dispatcher:
         """Have an error count against its replica, if it does."""
         replica, now = lease.replica, self._clock()
         before = replica.breaker.state
-        if is_failure(error, now - lease.began, lease.pool.policy.breaker.stall):
+        stall = lease.pool.policy.breaker.stall
+        if error is lease.fault or is_failure(error, now - lease.began, stall):
             replica.breaker.failed(lease.permit, now)
             # What it says of itself may be out of date.
             replica.wake_prober.set()

@@ -55,7 +55,8 @@ class HostEvent:
     ``hedge``             it is given to a second replica as well
     ``cancel``            a task was cancelled by the facade
     ``reject``            a task was refused before anything was sent, with ``error``
-    ``error``             a submit failed for good, with ``error``
+    ``error``             a submit failed for good, with ``error``; ``detail`` is ``fault`` where
+                          the adapter raised what is no WorkerError
     ``end``               a stream ended with ``terminal``, or was dropped without one
     ====================  =====================================================================
     """

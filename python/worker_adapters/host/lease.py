@@ -106,6 +106,7 @@ class Lease:
         "_vacate",
         "began",
         "expelled",
+        "fault",
         "is_over",
         "is_vacated",
         "permit",
@@ -131,6 +132,8 @@ class Lease:
         self.began = now
         self.expelled: WorkerError | None = None
         """Why the submit was given up on its way, if it was."""
+        self.fault: WorkerError | None = None
+        """What stands for an exception of the adapter that is none of the contract's."""
         self.is_over = False
         self.is_vacated = False
         self._loop = asyncio.get_running_loop()

@@ -31,6 +31,8 @@ from worker_adapters.transport._pulled import PulledStream
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from worker_adapters._core import Metrics
+
 READY = WorkerHealth(live=True, ready=True)
 LOADING = WorkerHealth(live=True, ready=False, reason="loading")
 GONE = WorkerHealth(live=False, ready=False, reason="connect")
@@ -282,6 +284,7 @@ def host_of(
     probes: ProbePolicy = QUIET,
     seed: int = 1,
     observers: Iterable[Log] = (),
+    metrics: Metrics | None = None,
 ) -> AdapterHost:
     """Return a host on the loop's clock with these bound."""
     host = AdapterHost(
@@ -290,6 +293,7 @@ def host_of(
         clock=asyncio.get_running_loop().time,
         rng=random.Random(seed),
         observers=observers,
+        metrics=metrics,
     )
     for adapter in adapters:
         host.bind(adapter)

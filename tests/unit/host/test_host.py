@@ -32,6 +32,7 @@ from worker_adapters import (
     TokenStream,
     WorkerReset,
 )
+from worker_adapters._core import Metrics
 from worker_adapters.host import AdapterHost, HostEvent, PoolPolicy, ProbePolicy, registry
 from worker_adapters.host.events import MAX_OBSERVERS
 from worker_adapters.host.host import MAX_DRAIN_MS
@@ -358,6 +359,51 @@ def test_another_replica_gets_what_is_left_of_the_time() -> None:
             assert first.tasks[0].deadline_ms == 10_000
             assert 5_900 <= second.tasks[0].deadline_ms <= 6_000
             assert loop.time() < 1010
+
+    run(main())
+
+
+@pytest.mark.parametrize("returns", [False, True], ids=["raises", "returns None"])
+def test_what_an_adapter_breaks_is_an_internal_error_and_opens_the_breaker(returns: bool) -> None:
+    def fault(_: object) -> int:
+        raise KeyError("a canary prompt nobody may see")
+
+    async def nothing(*_: object, **__: object) -> None:
+        return None
+
+    async def main() -> None:
+        one = Scripted("a", play=fault)
+        if returns:
+            one.submit = nothing  # type: ignore[method-assign, assignment]
+        log, metrics = Log(), Metrics()
+        async with host_of(one, observers=[log], metrics=metrics) as host:
+            for _ in range(5):
+                given = task()
+                with pytest.raises(InternalError) as caught:
+                    await host.submit("pool", given)
+                error = caught.value
+                assert (error.detail, error.phase, error.retriable) == ("internal", "head", False)
+                assert (error.processed, error.engine) == ("unknown", "llamacpp")
+                assert error.correlation_id is not None
+                assert "canary" not in f"{error!r} {error}"
+                assert isinstance(error.__cause__, TypeError if returns else KeyError)
+                # It is in the books no longer.
+                assert not (await host.cancel("pool", given.task_id)).sent
+            assert (await host.health("pool")).in_flight == 0
+            assert log.actions("error", "breaker") == [
+                *[("error", "a", "fault")] * 4,
+                ("breaker", "a", "open"),
+                ("error", "a", "fault"),
+            ]
+            (counted,) = [
+                line
+                for line in metrics.render().splitlines()
+                if 'error_kind="Internal"' in line or 'kind="Internal"' in line
+            ]
+            assert counted.split()[-1] in {"5", "5.0"}
+            with pytest.raises(PoolUnavailable) as refused:
+                await host.submit("pool", task())
+            assert refused.value.detail == "circuit_open"
 
     run(main())
 
