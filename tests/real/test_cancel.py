@@ -10,14 +10,14 @@ from uuid import uuid4
 
 import pytest
 
-from tests.real.support import eventually, task
+from tests.real.support import ONCE, eventually, task
 from tests.transports import both_transports
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.real.support import Engine
-    from worker_adapters import LlamaCppAdapter, TokenStream
+    from worker_adapters import LlamaCppAdapter, TokenEvent, TokenStream
 
 pytestmark = [pytest.mark.real, both_transports]
 
@@ -58,6 +58,40 @@ async def test_cancel_frees_the_slot_and_no_token_comes_after_it(
     assert [(event.kind, event.finish_reason) for event in rest] == [("end", "cancelled")]
     again = await slow_adapter.cancel(stream.task_id)
     assert not again.sent
+
+
+async def test_cancel_while_the_prompt_is_read_frees_the_slot(
+    slow_adapter: LlamaCppAdapter, slow_engine: Engine
+) -> None:
+    prompt = ONCE * 1500
+    long = await slow_engine.tokenize(prompt)
+    assert long > 10_000
+    before = (await slow_engine.counters())["prompt_tokens_total"]
+    stream = await slow_adapter.submit(task(prompt, ctx=16_000))
+
+    async def read() -> list[TokenEvent]:
+        return [event async for event in stream]
+
+    async def reads() -> bool:
+        return await slow_engine.busy() == 1
+
+    reader = asyncio.create_task(read())
+    await eventually(reads, "the prompt is being read")
+    receipt = await slow_adapter.cancel(stream.task_id)
+    assert receipt.sent
+    assert receipt.elapsed_ms < WITHIN * 1000
+    assert [(event.kind, event.finish_reason) for event in await reader] == [("end", "cancelled")]
+
+    async def freed() -> bool:
+        return await slow_engine.busy() == 0
+
+    # Before the first token the server looks for a closed connection after a second in which it
+    # had no answer for anybody, these here included.
+    taken = await eventually(freed, "the slot is free", within=20.0, every=1.5)
+    print(f"slot seen free after {taken * 1000:.0f} ms")
+    assert (await slow_engine.counters())["prompt_tokens_total"] - before < long / 2
+    again = await (await slow_adapter.submit(task(max_tokens=4))).collect()
+    assert again.finish_reason == "length"
 
 
 async def test_cancel_waits_until_the_slot_is_free(
