@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -169,9 +171,14 @@ async def test_a_blackhole_that_does_not_read_leaves_it_where_it_is() -> None:
     [
         lambda: Latency(1.0, 2.0),
         lambda: Latency(-1.0),
+        lambda: Latency(math.nan),
+        lambda: Latency(math.inf),
         lambda: Bandwidth(0),
+        lambda: Bandwidth(math.nan),
+        lambda: Slicer(delay=math.nan),
         lambda: Slicer(0),
         lambda: Slicer(2, 2),
+        lambda: Slicer(delay=-1),
         lambda: Coalescer(0),
         lambda: LimitData(-1),
         lambda: FaultProxy("127.0.0.1:8080"),
@@ -182,6 +189,31 @@ async def test_a_blackhole_that_does_not_read_leaves_it_where_it_is() -> None:
 def test_what_makes_no_sense(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r".+"):
         wrong()
+
+
+@pytest.mark.parametrize(
+    "toxic",
+    [
+        partial(Latency, 1.0),
+        partial(Bandwidth, 1),
+        Slicer,
+        Coalescer,
+        LimitData,
+        Blackhole,
+        Reset,
+        HalfClose,
+    ],
+)
+def test_a_direction_that_is_none(toxic: Any) -> None:
+    assert toxic(direction="up").direction == "up"
+    with pytest.raises(ValueError, match="direction"):
+        toxic(direction="sideways")
+
+
+def test_a_toxic_that_is_none() -> None:
+    wrong: Any = 3
+    with pytest.raises(TypeError, match="Toxic"):
+        FaultProxy("http://127.0.0.1:8080", wrong)
 
 
 # The proxy.

@@ -27,7 +27,8 @@ class FaultProxy(RawServer):
     every `RawServer` it is an asynchronous context manager, and a plain one that runs in a thread
     of its own. An engine that cannot be connected to is a reset.
 
-    Raises ValueError for an ``upstream`` without a scheme, a host or a valid port.
+    Raises ValueError for an ``upstream`` without a scheme, a host or a valid port, TypeError for
+    toxics that are none.
     """
 
     def __init__(
@@ -37,6 +38,8 @@ class FaultProxy(RawServer):
         parts = urlsplit(upstream)
         if parts.scheme not in _PORTS or not parts.hostname:
             raise ValueError("upstream must be a URL such as http://127.0.0.1:8080")
+        if not all(isinstance(toxic, Toxic) for toxic in toxics):
+            raise TypeError("toxics must be of the class Toxic")
         self._scheme = parts.scheme
         self._path = parts.path
         self._upstream = (parts.hostname, parts.port or _PORTS[parts.scheme])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -47,10 +48,16 @@ class Cut(Exception):  # noqa: N818 - what happens, on purpose
 class Toxic(ABC):
     """What becomes of the bytes of one direction, ``down`` unless told otherwise.
 
-    A toxic says nothing of one connection: it may serve many at a time.
+    A toxic says nothing of one connection: it may serve many at a time. Raises ValueError for
+    another direction.
     """
 
     direction: Direction = "down"
+
+    def __post_init__(self) -> None:
+        # Whoever has no type checker learns it here.
+        if str(self.direction) not in ("down", "up"):
+            raise ValueError("direction must be 'down' or 'up'")
 
     @abstractmethod
     def apply(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
@@ -70,8 +77,9 @@ class Latency(Toxic):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.jitter <= self.seconds:
-            raise ValueError("jitter must be from 0 to the latency itself")
+        super().__post_init__()
+        if not 0 <= self.jitter <= self.seconds < math.inf:
+            raise ValueError("jitter must be from 0 to the latency itself, which is finite")
 
     async def apply(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         loop = asyncio.get_running_loop()
@@ -113,8 +121,9 @@ class Bandwidth(Toxic):
     bytes_per_second: float
 
     def __post_init__(self) -> None:
-        if self.bytes_per_second <= 0:
-            raise ValueError("bytes_per_second must be more than 0; nothing at all is a Blackhole")
+        super().__post_init__()
+        if not 0 < self.bytes_per_second < math.inf:
+            raise ValueError("bytes_per_second must be finite, more than 0; none is a Blackhole")
 
     async def apply(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         loop = asyncio.get_running_loop()
@@ -140,8 +149,11 @@ class Slicer(Toxic):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.variation < self.size:
             raise ValueError("size must be 1 or more, variation less than that")
+        if not 0 <= self.delay < math.inf:
+            raise ValueError("delay must be 0 or more seconds")
 
     async def apply(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         rng = random.Random(self.seed)  # noqa: S311 - the same each time is what is wanted
@@ -162,6 +174,7 @@ class Coalescer(Toxic):
     size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.size is not None and self.size < 1:
             raise ValueError("size must be 1 or more, or None")
 
@@ -183,6 +196,7 @@ class _After(Toxic):
     after: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.after < 0:
             raise ValueError("after must be 0 or more bytes")
 
