@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hmac
 import json
+import logging
 import random
 import re
 import time
@@ -20,6 +21,7 @@ from worker_adapters.retry import Retries, RetryPolicy
 from worker_adapters.tls import TlsOptions
 from worker_adapters.transport import (
     MAX_ERROR_BYTES,
+    Headers,
     Progress,
     Request,
     TransportError,
@@ -31,6 +33,8 @@ from worker_adapters.transport._tls import TlsSetup
 
 __all__ = ["Registrar", "Registration", "RegistrationError"]
 
+_LOGGER: Final = logging.getLogger("worker_adapters")
+
 REGISTER_PATH: Final = "/v1/workers/register"
 
 BACKOFF: Final = RetryPolicy(base=0.5, cap=30.0)
@@ -38,6 +42,9 @@ BACKOFF: Final = RetryPolicy(base=0.5, cap=30.0)
 
 INTERVAL_SECONDS: Final = 5.0
 CALL_SECONDS: Final = 10.0
+RECORDS_SECONDS: Final = 30.0
+"""How long the records of now may be waited for."""
+
 AT_ONCE: Final = 8
 """How many replicas are registered, or have their records pushed, at a time."""
 
@@ -60,8 +67,8 @@ class RegistrationError(Exception):
 
     Attributes:
         detail: A stable word: ``missing_token``, ``bad_token``, ``identity``, ``mismatch``,
-            ``bad_answer``, ``status``, ``timeout``, ``token`` where none can be had, or one of the
-            transport's, such as ``connect``.
+            ``bad_answer``, ``status``, ``timeout``, ``token`` where none can be had, ``internal``
+            for what nobody has thought of, or one of the transport's, such as ``connect``.
         status: The HTTP status, where there was one.
         code: The orchestrator's code, such as 40102, where it gave one.
     """
@@ -88,7 +95,8 @@ class Registrar:
 
     ``run`` goes on until it is cancelled; ``register`` and ``push`` are single steps of it. After
     a failure it waits, with full jitter, ever longer. An orchestrator that no longer knows a
-    replica, because it has restarted, has it registered again at once.
+    replica, because it has restarted, has it registered again at once. Where there are no records
+    to be had, be it for an exception or for their taking 30 seconds, that is logged and waited out.
 
     Args:
         base_url: Of the orchestrator, or of the pool manager.
@@ -133,6 +141,8 @@ class Registrar:
         self._backoff = Retries(backoff, drawn.uniform)
         self._clock = clock
         self._workers: dict[tuple[str, str], _Worker] = {}
+        self._without_records = 0
+        """How many rounds in a row had no records."""
         self._at_once = asyncio.Semaphore(AT_ONCE)
 
     def __repr__(self) -> str:
@@ -159,7 +169,11 @@ class Registrar:
 
     async def round(self) -> float:
         """Do what is due now; return the instant of the clock at which something is next."""
-        records = {(one.pool_id, one.replica_id): one for one in await self._records()}
+        records = await self._records_of_now()
+        if records is None:
+            self._without_records += 1
+            return self._clock() + self._backoff.pause(min(self._without_records, 64))
+        self._without_records = 0
         for gone in self._workers.keys() - records.keys():
             del self._workers[gone]
         for key in records:
@@ -170,7 +184,9 @@ class Registrar:
 
     async def register(self, pool_id: str, replica_id: str) -> Registration:
         """Register one replica. Raises RegistrationError."""
-        answer = await self._post(REGISTER_PATH, {"pool_id": pool_id, "replica_id": replica_id})
+        headers = self._authorization()
+        body = {"pool_id": pool_id, "replica_id": replica_id}
+        answer = await self._post(REGISTER_PATH, body, headers)
         match answer:
             case {"ok": True, "identity": str(identity), "pool_id": pool, "replica_id": replica}:
                 pass
@@ -178,8 +194,10 @@ class Registrar:
                 raise RegistrationError("bad_answer", status=200)
         if (pool, replica) != (pool_id, replica_id):
             raise RegistrationError("mismatch", status=200)
-        # Somebody who calls our token otherwise has not seen it.
-        if not hmac.compare_digest(identity.encode(), self._identity().encode()):
+        # Somebody who calls our token otherwise has not seen it: the one that was sent, whatever
+        # is the token by now.
+        told = identity.encode("utf-8", "surrogatepass")
+        if not hmac.compare_digest(told, _identity(headers).encode()):
             raise RegistrationError("identity", status=200)
         return Registration(pool_id, replica_id, identity)
 
@@ -187,25 +205,40 @@ class Registrar:
         """Push one record. Raises RegistrationError, and ValueError where there is no path."""
         if self._push_path is None:
             raise ValueError("this registrar has no push_path")
-        await self._post(self._push_path, record.model_dump(mode="json"))
+        body = record.model_dump(mode="json")
+        await self._post(self._push_path, body, self._authorization())
 
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""
         await self._transport.aclose()
+
+    async def _records_of_now(self) -> dict[tuple[str, str], ReadinessRecord] | None:
+        try:
+            async with asyncio.timeout(RECORDS_SECONDS):
+                return {(one.pool_id, one.replica_id): one for one in await self._records()}
+        except Exception as error:  # noqa: BLE001 - a function of the caller's may raise anything
+            if not self._without_records:
+                _LOGGER.warning("no records to register: %s", type(error).__name__)
+        return None
 
     async def _turn(self, worker: _Worker, record: ReadinessRecord) -> None:
         now = self._clock()
         if worker.due > now:
             return
         async with self._at_once:
+            error = None
             try:
                 await self._told(worker, record)
-            except RegistrationError as error:
-                worker.error = error
+            except RegistrationError as known:
+                error = known
+            except Exception:  # noqa: BLE001 - nothing ends the rounds of all the others
+                error = RegistrationError("internal")
+            worker.error = error
+            if error is not None:
                 worker.due = self._clock() + self._backoff.pause(min(worker.failures, 64))
                 worker.failures += 1
             else:
-                worker.error, worker.failures = None, 0
+                worker.failures = 0
                 worker.due = self._clock() + self._interval
 
     async def _told(self, worker: _Worker, record: ReadinessRecord) -> None:
@@ -234,13 +267,15 @@ class Registrar:
             worker.registration = None
             raise
 
-    def _identity(self) -> str:
-        header = next(value for name, value in self._credentials.headers() if value)
-        return identity_of(header.removeprefix(b"Bearer ").decode("ascii"))
+    def _authorization(self) -> Headers:
+        """Return the header with the token of now. Raises RegistrationError."""
+        with contextlib.suppress(Exception):  # a function of the caller's may raise anything
+            return self._credentials.headers()
+        raise RegistrationError("token")
 
-    async def _post(self, path: str, body: dict[str, Any]) -> Any:
+    async def _post(self, path: str, body: dict[str, Any], headers: Headers) -> Any:
         """Return the JSON of a 2xx. Raises RegistrationError."""
-        status, data = await self._answer(path, body)
+        status, data = await self._answer(path, body, headers)
         answer = _parsed(data)
         if 200 <= status < 300:
             return answer
@@ -251,14 +286,10 @@ class Registrar:
             raise RegistrationError(detail, status=401, code=known)
         raise RegistrationError("status", status=status, code=known)
 
-    async def _answer(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
-        try:
-            credentials = self._credentials.headers()
-        except Exception:  # noqa: BLE001 - a function of the caller's may raise anything
-            credentials = None
-        if credentials is None:
-            raise RegistrationError("token")
-        headers = (*credentials, (b"Content-Type", b"application/json"))
+    async def _answer(
+        self, path: str, body: dict[str, Any], authorization: Headers
+    ) -> tuple[int, bytes]:
+        headers = (*authorization, (b"Content-Type", b"application/json"))
         request = Request("POST", path, headers, SecretBytes(json.dumps(body).encode()))
         detail: str
         try:
@@ -274,6 +305,11 @@ class Registrar:
         except TimeoutError:
             detail = "timeout"
         raise RegistrationError(detail)
+
+
+def _identity(authorization: Headers) -> str:
+    header = next(value for _, value in authorization)
+    return identity_of(header.removeprefix(b"Bearer ").decode("ascii"))
 
 
 def _parsed(data: bytes) -> Any:

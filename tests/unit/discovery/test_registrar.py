@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -15,6 +15,7 @@ from worker_adapters.discovery import (
     Health,
     ReadinessRecord,
     Registrar,
+    Registration,
     RegistrationError,
     identity_of,
 )
@@ -95,6 +96,9 @@ def test_a_wrong_token_is_told_and_not_shown() -> None:
     ("lie", "detail"),
     [
         ({"identity": "token:000000"}, "identity"),
+        ({"identity": "\ud800"}, "identity"),
+        ({"identity": "\u00fc"}, "identity"),
+        ({"pool_id": "\ud800"}, "mismatch"),
         ({"identity": None}, "bad_answer"),
         ({"ok": False}, "bad_answer"),
         ({"pool_id": "other"}, "mismatch"),
@@ -233,6 +237,104 @@ def test_a_key_that_cannot_be_had() -> None:
         assert caught.value.__context__ is None
 
     handshake(main, token=token)
+
+
+def test_a_token_is_asked_for_once_and_called_as_it_was_sent() -> None:
+    asked = 0
+
+    def token() -> str:
+        nonlocal asked
+        asked += 1
+        if asked % 2 == 0:
+            raise OSError("the-secret-itself")
+        return TOKEN
+
+    async def main(
+        _orchestrator: Orchestrator, registrar: Registrar, _told: list[ReadinessRecord]
+    ) -> None:
+        made = await registrar.register("chat", "a")
+        assert made.identity == identity_of(TOKEN)
+        assert asked == 1
+        with pytest.raises(RegistrationError, match="token"):
+            await registrar.register("chat", "a")
+        assert (await registrar.register("chat", "a")).identity == identity_of(TOKEN)
+
+    handshake(main, token=token)
+
+
+def test_nothing_ends_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(
+        orchestrator: Orchestrator, registrar: Registrar, told: list[ReadinessRecord]
+    ) -> None:
+        told.append(record("b"))
+        whole = Registrar.register
+
+        async def register(self: Registrar, pool_id: str, replica_id: str) -> Registration:
+            if replica_id == "a":
+                raise KeyError("the-secret-itself")
+            return await whole(self, pool_id, replica_id)
+
+        orchestrator.lying = {"identity": "\ud800"}
+        running = asyncio.create_task(registrar.run())
+        await asyncio.sleep(5)
+        assert {error.detail for error in registrar.errors.values()} == {"identity"}
+        orchestrator.lying = {}
+        monkeypatch.setattr(Registrar, "register", register)
+        await asyncio.sleep(60)
+        assert not running.done()
+        assert [one.replica_id for one in registrar.registered] == ["b"]
+        error = registrar.errors["chat", "a"]
+        assert error.detail == "internal"
+        assert error.__context__ is None
+        monkeypatch.setattr(Registrar, "register", whole)
+        await asyncio.sleep(60)
+        assert len(registrar.registered) == 2
+        assert registrar.errors == {}
+        running.cancel()
+
+    handshake(main)
+
+
+@pytest.mark.parametrize("kind", ["raises", "hangs", "is no list"])
+def test_records_that_cannot_be_had_are_waited_for(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        is_well = False
+
+        async def records() -> list[ReadinessRecord]:
+            if is_well:
+                return [record()]
+            match kind:
+                case "raises":
+                    raise KeyError("the-secret-itself")
+                case "hangs":
+                    await asyncio.Event().wait()
+            nothing: Any = None
+            return cast("list[ReadinessRecord]", nothing)
+
+        loop = asyncio.get_running_loop()
+        async with Orchestrator() as orchestrator:
+            registrar = Registrar(
+                orchestrator.url,
+                token=TOKEN,
+                records=records,
+                clock=loop.time,
+                rng=random.Random(1),
+            )
+            running = asyncio.create_task(registrar.run())
+            await asyncio.sleep(200)
+            assert not running.done()
+            is_well = True
+            await asyncio.sleep(100)
+            assert len(registrar.registered) == 1
+            running.cancel()
+            await registrar.aclose()
+
+    run(main())
+    lines = [line.getMessage() for line in caplog.records if "no records" in line.getMessage()]
+    assert len(lines) == 1
+    assert "secret" not in lines[0]
 
 
 def test_values_that_are_none() -> None:
