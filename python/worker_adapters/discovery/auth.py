@@ -40,14 +40,20 @@ def identity_of(token: str | SecretStr) -> str:
 class BearerAuth:
     """The tokens that are let in. No token shows in a repr.
 
-    Raises ValueError without any, or for an empty one.
+    One token, or several. Raises ValueError without any, or for one that no header can carry: an
+    empty one, or one with spaces around it; TypeError for what is no token.
     """
 
-    def __init__(self, tokens: Iterable[str | SecretStr]) -> None:
-        known = [(_digest(token), identity_of(token)) for token in tokens if _plain(token)]
-        if not known:
-            raise ValueError("at least one token is needed, and none may be empty")
-        self._known: Final = tuple(known)
+    def __init__(self, tokens: str | SecretStr | Iterable[str | SecretStr]) -> None:
+        # A string is iterable, too: of tokens of one character each.
+        several = (tokens,) if isinstance(tokens, (str, SecretStr)) else tuple(tokens)
+        if not several:
+            raise ValueError("at least one token is needed")
+        if not all(isinstance(token, (str, SecretStr)) for token in several):
+            raise TypeError("a token is a str or a SecretStr")
+        if any(not _plain(token) or _plain(token) != _plain(token).strip() for token in several):
+            raise ValueError("no token may be empty, or have spaces around it")
+        self._known: Final = tuple((_digest(token), identity_of(token)) for token in several)
 
     def __repr__(self) -> str:
         return f"BearerAuth({', '.join(identity for _, identity in self._known)})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import inspect
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -42,8 +43,31 @@ def test_nothing_shows_a_token() -> None:
     made = BearerAuth([TOKEN])
     assert TOKEN not in repr(made)
     assert identity_of(TOKEN) in repr(made)
-    with pytest.raises(ValueError, match="at least one"):
-        BearerAuth([""])
+
+
+@pytest.mark.parametrize("token", [TOKEN, SecretStr(TOKEN)])
+def test_one_token_is_one_and_not_its_characters(token: str | SecretStr) -> None:
+    auth = BearerAuth(token)
+    assert auth.check(f"Bearer {TOKEN}") == identity_of(TOKEN)
+    for character in set(TOKEN):
+        with pytest.raises(AuthError, match="BAD_TOKEN"):
+            auth.check(f"Bearer {character}")
+
+
+@pytest.mark.parametrize(
+    "tokens", ["", SecretStr(""), [], [""], ["", TOKEN], [TOKEN, SecretStr("")], [f"{TOKEN}\n"]]
+)
+def test_tokens_that_let_nobody_in(tokens: Any) -> None:
+    with pytest.raises(ValueError, match="token") as caught:
+        BearerAuth(tokens)
+    assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize("tokens", [TOKEN.encode(), [TOKEN.encode()], [TOKEN, None]])
+def test_what_is_no_token(tokens: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        BearerAuth(tokens)
+    assert TOKEN not in str(caught.value)
 
 
 def test_every_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
