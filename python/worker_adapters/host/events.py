@@ -86,12 +86,16 @@ class Observers:
     """Everybody who is told."""
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
-        self._observers: tuple[Observer, ...] = tuple(observers)
+        self._observers: tuple[Observer, ...] = ()
         self.failures = 0
         """How often an observer has raised."""
+        for observer in observers:
+            self.add(observer)
 
     def add(self, observer: Observer) -> None:
-        """Have it told from now on. Raises ValueError where there are too many."""
+        """Have it told from now on. Raises ValueError for what is none, or where there are many."""
+        if not callable(observer):
+            raise ValueError("an observer must be callable")  # noqa: TRY004 - as all misuse
         if len(self._observers) >= MAX_OBSERVERS:
             raise ValueError(f"a host has at most {MAX_OBSERVERS} observers")
         self._observers = (*self._observers, observer)

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 from uuid import UUID
 
 from worker_adapters._abort import patience
@@ -75,6 +75,8 @@ class AdapterHost:
         metrics: Where breakers, retries and refusals are counted; give it to the adapters, too.
         clock: Monotonic seconds; for tests.
         rng: Draws replicas, probe times and correlation ids; for tests.
+
+    Raises ValueError for an argument of another type.
     """
 
     def __init__(
@@ -90,13 +92,13 @@ class AdapterHost:
         rng: random.Random | None = None,
     ) -> None:
         self.registry = Registry()
-        self._policy = PoolPolicy() if policy is None else policy
-        self._probes = ProbePolicy() if probes is None else probes
+        self._policy = PoolPolicy() if policy is None else _a(PoolPolicy, "policy", policy)
+        self._probes = ProbePolicy() if probes is None else _a(ProbePolicy, "probes", probes)
         self._observers = Observers(observers)
         if logs is not None:
-            self._observers.add(Lines(logs, clock))
+            self._observers.add(Lines(_a(Logs, "logs", logs), clock))
         if metrics is not None:
-            self._observers.add(Counts(metrics))
+            self._observers.add(Counts(_a(Metrics, "metrics", metrics)))
         self._clock = clock
         # Correlation ids must not be guessable, nor repeat in a fork; the seed is the system's.
         self._rng = random.Random(os.urandom(32)) if rng is None else rng  # noqa: S311
@@ -139,7 +141,10 @@ class AdapterHost:
         return self._closed
 
     def observe(self, observer: Observer) -> None:
-        """Have ``observer`` told what happens from now on. See `HostEvent`."""
+        """Have ``observer`` told what happens from now on. See `HostEvent`.
+
+        Raises ValueError for what cannot be called, and where there are too many.
+        """
         self._observers.add(observer)
 
     # The registry.
@@ -147,9 +152,12 @@ class AdapterHost:
     def configure(self, pool_id: str, policy: PoolPolicy) -> None:
         """Give a pool a policy of its own, now or before anything is bound to it.
 
-        What is in flight stays; breakers keep the policy that they were made with.
+        What is in flight stays; breakers keep the policy that they were made with. Raises
+        ValueError for an empty name.
         """
         self._check_here()
+        _check_name("pool_id", pool_id)
+        _a(PoolPolicy, "policy", policy)
         known = self.registry.pool(pool_id)
         if known is None:
             self.registry.put(_new_pool(pool_id, policy))
@@ -167,6 +175,8 @@ class AdapterHost:
         """
         self._check_open()
         self._check_here()
+        _check_name("pool_id", adapter.pool_id)
+        _check_name("replica_id", adapter.replica_id)
         pool = self._known_or_new(adapter.pool_id)
         if pool.replica(adapter.replica_id) is not None:
             raise ValueError(
@@ -570,6 +580,23 @@ class AdapterHost:
                 pool.admission.wake_all()
 
 
+_Wanted = TypeVar("_Wanted")
+
+
+def _a(kind: type[_Wanted], name: str, value: object) -> _Wanted:
+    """Return the value, which has to be of that kind."""
+    if not isinstance(value, kind):
+        raise ValueError(  # noqa: TRY004 - misuse is a ValueError throughout
+            f"{name} must be a {kind.__name__}, not {type(value).__name__}"
+        )
+    return value
+
+
+def _check_name(name: str, value: object) -> None:
+    if not _a(str, name, value):
+        raise ValueError(f"{name} must not be empty")
+
+
 def _new_pool(pool_id: str, policy: PoolPolicy) -> Pool:
     return Pool(pool_id, policy, Admission(), _retries(policy), _hedges(policy))
 
@@ -627,7 +654,8 @@ def _sum(values: Sequence[int | None]) -> int | None:
 
 
 async def _capabilities(replica: Replica) -> ReplicaCapabilities | None:
-    with contextlib.suppress(WorkerError, TimeoutError):
+    # Whatever one of them raises, the others are told of.
+    with contextlib.suppress(Exception):
         async with asyncio.timeout(CAPABILITIES_SECONDS):
             told = await replica.adapter.capabilities()
             return ReplicaCapabilities(

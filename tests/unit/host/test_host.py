@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -39,6 +39,8 @@ from worker_adapters.host.host import MAX_DRAIN_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from worker_adapters.capabilities import AdapterCapabilities
 
 
 async def kinds(stream: TokenStream) -> list[str]:
@@ -747,6 +749,49 @@ def test_capabilities_of_those_that_tell() -> None:
             assert "silent" in told.model_dump(mode="json")
 
     run(main())
+
+
+def test_capabilities_that_raise_silence_one_replica_alone() -> None:
+    async def broken(**_: object) -> AdapterCapabilities:
+        raise KeyError("slots")
+
+    async def main() -> None:
+        one, two = Scripted("a"), Scripted("b")
+        two.capabilities = broken  # type: ignore[method-assign]
+        async with host_of(one, two) as host:
+            told = await host.capabilities()
+            assert [document.replica_id for document in told.adapters] == ["a"]
+            assert told.silent == ("pool/b",)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"policy": 3}, "policy must be a PoolPolicy, not int"),
+        ({"pools": {"chat": 3}}, "policy must be a PoolPolicy"),
+        ({"pools": {"": PoolPolicy()}}, "pool_id must not be empty"),
+        ({"pools": {3: PoolPolicy()}}, "pool_id must be a str, not int"),
+        ({"probes": 3}, "probes must be a ProbePolicy"),
+        ({"observers": [3]}, "an observer must be callable"),
+        ({"logs": 3}, "logs must be a Logs"),
+        ({"metrics": 3}, "metrics must be a Metrics"),
+    ],
+)
+def test_a_host_of_something_else_is_refused(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        AdapterHost(**arguments)
+
+
+@pytest.mark.parametrize("name", ["", 3])
+@pytest.mark.parametrize("which", ["pool_id", "replica_id"])
+def test_an_adapter_without_a_name_is_not_bound(which: str, name: Any) -> None:
+    host, one = AdapterHost(), Scripted("a")
+    setattr(one, which, name)
+    with pytest.raises(ValueError, match=f"{which} must"):
+        host.bind(one)
+    assert not host.registry.snapshot
 
 
 def test_an_observer_that_raises_harms_nobody() -> None:
