@@ -103,7 +103,7 @@ def _validated(merged: dict[str, Any]) -> "Configuration | list[ErrorDetails]":
     is_changed = False
     for problem in problems:
         # What a variable says is read as JSON where it can be: "123" may be a name all the same.
-        name = _variable(problem["loc"])
+        name = _variables().get(_spelt(problem["loc"]))
         if problem["type"] == "string_type" and name is not None:
             _put(merged, problem["loc"], os.environ[name])
             is_changed = True
@@ -231,9 +231,9 @@ def _known(location: Field, value: Any) -> Field:
 
 def _variable(location: Field) -> str | None:
     """Return the variable that sets a field, or the nearest above it, where there is one."""
-    by_name = {name.upper(): name for name in os.environ}
+    by_name = _variables()
     for end in range(len(location), 0, -1):
-        name = PREFIX + "__".join(map(str, location[:end])).upper()
+        name = _spelt(location[:end])
         if name in by_name:
             return by_name[name]
     return None
@@ -247,5 +247,15 @@ def _is_table(value: Any, location: Field) -> bool:
 
 def _variable_below(location: Field) -> str | None:
     """Return the first variable that makes a table of a field by setting something in it."""
-    start = PREFIX + "__".join(map(str, location)).upper() + "__"
+    start = _spelt(location) + "__"
     return next((name for name in sorted(os.environ) if name.upper().startswith(start)), None)
+
+
+def _variables() -> dict[str, str]:
+    """Return the environment's names by what they are in upper case."""
+    return {name.upper(): name for name in os.environ}
+
+
+def _spelt(location: Field) -> str:
+    """Return what the variable of a field is called."""
+    return PREFIX + "__".join(map(str, location)).upper()

@@ -215,6 +215,15 @@ def test_a_variable_of_no_field(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_the_extra
+def test_a_number_in_a_variable_s_json_is_no_name(
+    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "WORKER_ADAPTERS__DEFAULTS"
+    monkeypatch.setenv(name, '{"model": 3}')
+    assert problems(write(SMALL)) == [f"{name}: defaults.model: Input should be a valid string"]
+
+
+@needs_the_extra
 def test_a_variable_that_is_no_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_ADAPTERS__FEATURES", "stop")
     (told,) = problems(None, version=1)
