@@ -40,6 +40,17 @@ def filled(metrics: Metrics) -> list[ReplicaMetrics]:
     return handles
 
 
+def series_of(metrics: Metrics) -> int:
+    """Return how many sets of labels there are; the buckets of a histogram are of one."""
+    return len(
+        {
+            (family, tuple(sorted((name, at) for name, at in labels.items() if name != "le")))
+            for family, _, _, samples in metrics.snapshot()
+            for _, labels, _, _ in samples
+        }
+    )
+
+
 def timed(rounds: int, count: int, work: Callable[[], object]) -> list[float]:
     """Return ns of thread time for each of ``count`` calls, per round."""
     found = []
@@ -70,7 +81,8 @@ def measure(rounds: int) -> dict[str, Any]:
         metrics = Metrics(clock=lambda: 0.0)
         kept.append((metrics, filled(metrics)))
     metrics, replicas = kept[-1]
-    weight = (resident() - before) / 20 / metrics.series
+    weight = (resident() - before) / 20
+    series, samples = series_of(metrics), metrics.series
     registry = CollectorRegistry()
     registry.register(metrics.collector())
     text = metrics.render()
@@ -81,9 +93,11 @@ def measure(rounds: int) -> dict[str, Any]:
         "collector and generate_latest": timed(rounds, 3, lambda: generate_latest(registry)),
         "a task's handle": timed(rounds, 10_000, lambda: replicas[0].task("batch")),
         "facts": {
-            "series": metrics.series,
+            "series": series,
+            "samples": samples,
             "bytes of a scrape": len(text),
-            "bytes per series": round(weight),
+            "bytes per series": round(weight / series),
+            "bytes per sample": round(weight / samples),
         },
     }
 

@@ -441,9 +441,11 @@ def metrics_section(found: InMemory) -> list[str]:
         *lines,
         (
             "100 replicas in 10 pools, of which every series holds something: "
-            f"{facts['series']:,} samples, {facts['bytes of a scrape']:,} bytes a scrape, "
-            f"{facts['bytes per series']:,} bytes of memory per sample. CPU time of the thread, "
-            "per call. Medians of the rounds, in brackets the least and the most."
+            f"{facts['series']:,} series, a histogram with all of its buckets being one, of "
+            f"{facts['samples']:,} samples; {facts['bytes of a scrape']:,} bytes a scrape; "
+            f"{facts['bytes per series']:,} bytes of memory per series, "
+            f"{facts['bytes per sample']:,} per sample. CPU time of the thread, per call. Medians "
+            "of the rounds, in brackets the least and the most."
         ),
         "",
         *table(
