@@ -155,6 +155,24 @@ def test_a_replica_that_fails_now_and_then_is_given_a_longer_run() -> None:
     assert 5 < run <= LONGEST_RUN * POLICY.failures
 
 
+@pytest.mark.parametrize(
+    ("good", "bad", "run"), [(19, 1, 5), (4, 1, 9), (7, 3, 12), (1, 1, 20), (1, 3, 20)]
+)
+def test_how_long_a_run_it_takes_by_how_often_a_replica_fails(
+    good: int, bad: int, run: int
+) -> None:
+    breaker = Breaker(POLICY)
+    for _ in range(ENOUGH_SEEN):
+        breaker.succeeded(permit(breaker))
+    for _ in range(3000):
+        for _ in range(bad):
+            breaker.failed(permit(breaker), 0.0)
+        for _ in range(good):
+            breaker.succeeded(permit(breaker))
+    for number in range(run):
+        assert breaker.failed(permit(breaker), 0.0) is (number == run - 1)
+
+
 @given(
     st.lists(
         st.tuples(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 from typing import TYPE_CHECKING, Any
@@ -361,6 +362,33 @@ def test_another_replica_gets_what_is_left_of_the_time() -> None:
             assert first.tasks[0].deadline_ms == 10_000
             assert 5_900 <= second.tasks[0].deadline_ms <= 6_000
             assert loop.time() < 1010
+
+    run(main())
+
+
+def test_the_breaker_takes_out_who_fails_alone_and_all_where_all_do() -> None:
+    async def main() -> None:
+        gone = failed("reset", processed="unknown")
+        replicas = [Scripted(name) for name in "abc"]
+        replicas[0].play = lambda _: gone
+        async with host_of(*replicas) as host:
+            for _ in range(100):
+                with contextlib.suppress(WorkerReset):
+                    await (await host.submit("pool", task())).collect()
+            # Five in a row, and from then on the others have it all.
+            assert len(replicas[0].tasks) == 5
+            assert sum(len(replica.tasks) for replica in replicas) == 100
+            assert (await host.health("pool")).ready
+            for replica in replicas:
+                replica.play = lambda _: gone
+            for _ in range(100):
+                with contextlib.suppress(WorkerReset, PoolUnavailable):
+                    await host.submit("pool", task())
+            health = await host.health("pool")
+            assert [one.breaker for one in health.replicas] == ["open"] * 3
+            with pytest.raises(PoolUnavailable) as refused:
+                await host.submit("pool", task())
+            assert refused.value.detail == "circuit_open"
 
     run(main())
 
