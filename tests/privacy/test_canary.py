@@ -1,7 +1,8 @@
 """The most verbose run there is, on every engine and every error path: no canary in what it shows.
 
 Logging at DEBUG on every logger, asyncio's debug mode, every warning, repr and str of everything
-public, tracebacks with the variables of each frame of this library.
+public, tracebacks with the variables of each frame of this library, metrics as they are scraped,
+spans and data points of OpenTelemetry, and what a host says of its replicas.
 """
 
 from __future__ import annotations
@@ -17,13 +18,20 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from uuid import uuid4
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import ValidationError
 
-from worker_adapters import Redactor, SubmitContext, TaskRequest, Timeouts, WorkerError
+from worker_adapters import Metrics, Redactor, SubmitContext, TaskRequest, Timeouts, WorkerError
 from worker_adapters.engines import ENGINES, adapter_class
 from worker_adapters.extensions import Extensions
+from worker_adapters.host import AdapterHost
 from worker_adapters.observe.formatter import JsonFormatter
 from worker_adapters.observe.logs import Logs
+from worker_adapters.observe.otel import OpenTelemetry
 from worker_adapters.testing.engines import scripted_engine
 from worker_adapters.testing.wire import RawServer, response
 
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from worker_adapters.adapter import TokenStream, WorkerAdapter
+    from worker_adapters.host import HostEvent
     from worker_adapters.testing.engines import ScriptedEngine
     from worker_adapters.testing.wire import Connection
 
@@ -52,6 +61,12 @@ class Shown:
         self.errors = 0
         self.logs = Logs()
         """Where the adapters' own lines go."""
+        self.metrics = Metrics()
+        self._spans, self._reader = InMemorySpanExporter(), InMemoryMetricReader()
+        self.tracing = TracerProvider(shutdown_on_exit=False)
+        self.tracing.add_span_processor(SimpleSpanProcessor(self._spans))
+        self.metering = MeterProvider([self._reader], shutdown_on_exit=False)
+        self.telemetry = OpenTelemetry(tracer_provider=self.tracing, meter_provider=self.metering)
 
     def add(self, *things: object) -> None:
         for thing in things:
@@ -76,6 +91,26 @@ class Shown:
         assert self.logs.flush()
         return {getattr(row, "action", "") for row in self._caplog.records}
 
+    def spans(self) -> list[str]:
+        """Each span that has ended, with its attributes, events and status."""
+        ended = self._spans.get_finished_spans()
+        return [json.dumps(json.loads(span.to_json()), ensure_ascii=False) for span in ended]
+
+    def measured(self) -> list[str]:
+        """What is scraped, in both formats, and what OpenTelemetry exports."""
+        data = self._reader.get_metrics_data()
+        return [
+            self.metrics.render(),
+            self.metrics.render(openmetrics=False),
+            repr(self.metrics.snapshot()),
+            "" if data is None else data.to_json(),
+        ]
+
+    def close(self) -> None:
+        self.logs.close()
+        self.tracing.shutdown()
+        self.metering.shutdown()
+
     def check(self) -> None:
         assert self.logs.flush()
         assert not self.logs.dropped
@@ -84,7 +119,7 @@ class Shown:
             f"{self._caplog.handler.format(row)} {row.__dict__} {JsonFormatter().format(row)}"
             for row in self._caplog.records
         ]
-        for part in (*self._parts, *records):
+        for part in (*self._parts, *records, *self.spans(), *self.measured()):
             for canary in CANARIES:
                 assert canary not in part, f"{canary} shows: {part[:2000]}"
 
@@ -117,7 +152,7 @@ async def shown(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Shown]:
         logging.getLogger(name).setLevel(level)
     watched.add(*(row.message for row in warned))
     watched.check()
-    watched.logs.close()
+    watched.close()
 
 
 def task(engine: str, **changes: Any) -> TaskRequest:
@@ -150,7 +185,13 @@ def connected(request: pytest.FixtureRequest, shown: Shown) -> Connect:
     def make(engine: str, url: str, **options: Any) -> WorkerAdapter:
         cls: Any = adapter_class(engine)
         made: WorkerAdapter = cls(
-            url, api_key=KEY, transport=request.param, logs=shown.logs, **options
+            url,
+            api_key=KEY,
+            transport=request.param,
+            logs=shown.logs,
+            metrics=shown.metrics,
+            telemetry=shown.telemetry,
+            **options,
         )
         return made
 
@@ -201,6 +242,10 @@ async def test_success(engine: str, connected: Connect, shown: Shown) -> None:
             await tried(adapter, task(engine, workload=workload), shown)
     shown.add(adapter)
     assert shown.actions() >= {"submit", "start", "end"}
+    assert len(shown.spans()) >= 2
+    scraped, *_, exported = shown.measured()
+    assert "tokens_out_total{" in scraped
+    assert "gen_ai.client.operation.duration" in exported
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -330,6 +375,44 @@ async def test_an_engine_that_quotes(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+async def test_a_host(engine: str, connected: Connect, shown: Shown) -> None:
+    async def quote(connection: Connection) -> None:
+        while True:
+            request = await connection.request()
+            await connection.send(QUOTES["page"](request.body))
+
+    events: list[HostEvent] = []
+    async with (
+        playing(engine) as well,
+        RawServer(quote) as ill,
+        AdapterHost(observers=[events.append], logs=shown.logs, metrics=shown.metrics) as host,
+    ):
+        for pool_id, url in (("well", well.url), ("ill", ill.url), ("gone", "http://127.0.0.1:9")):
+            for replica_id in ("a", "b"):
+                host.bind(connected(engine, url, pool_id=pool_id, replica_id=replica_id))
+        shown.add(host, host.registry, host.registry.snapshot)
+        stream = await host.submit("well", task(engine), context=SubmitContext(job_id="job"))
+        assert SAID in await read(stream, shown)
+        for pool_id in ("ill", "gone", "gone", "none"):
+            try:
+                await read(await host.submit(pool_id, task(engine)), shown)
+            except WorkerError as error:
+                shown.add_error(error)
+        host.set_admission("well", "shed")
+        with pytest.raises(WorkerError) as refused:
+            await host.submit("well", task(engine))
+        shown.add_error(refused.value)
+        await host.probe()
+        for pool_id in ("well", "ill", "gone"):
+            shown.add(await host.health(pool_id), await host.props(pool_id))
+        shown.add(await host.capabilities(), await host.cancel("well", uuid4()))
+    shown.add(host, *events)
+    assert shown.errors == 5
+    actions = {event.action for event in events}
+    assert {"bind", "submit", "reject", "admission"} <= actions, actions
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 async def test_refused_before_it_is_sent(engine: str, connected: Connect, shown: Shown) -> None:
     messages = [{"role": "user", "content": PROMPT}]
     beyond = Extensions.all().task_request(
@@ -369,6 +452,9 @@ def test_a_canary_that_shows_is_found(caplog: pytest.LogCaptureFixture) -> None:
         lambda watched: watched.add([PROMPT]),
         lambda watched: watched.add_error(ValueError(SAID)),
         lambda _: logging.getLogger("any").error("with %s", KEY),
+        lambda watched: watched.tracing.get_tracer("any").start_span(PROMPT).end(),
+        lambda watched: watched.metering.get_meter("any").create_counter("c").add(1, {"k": KEY}),
+        lambda watched: watched.metrics.rejected("vllm", KEY),
     ):
         caplog.clear()
         watched = Shown(caplog)
