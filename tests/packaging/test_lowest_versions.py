@@ -10,7 +10,7 @@ from tests.packaging.support import Distributions, Run, create_environment
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def test_unit_and_replay_suites_pass_with_the_lowest_versions(
+def test_the_unit_suite_passes_with_the_lowest_versions(
     distributions: Distributions, run: Run, repository: Path, tmp_path: Path
 ) -> None:
     def requirements(*what: str) -> list[str]:
@@ -26,7 +26,6 @@ def test_unit_and_replay_suites_pass_with_the_lowest_versions(
     assert set(lowest) <= {
         line.lower().replace("_", "-").removesuffix(".0") for line in installed.stdout.split()
     }
-    done = run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit", "tests/replay"]
-    )
+    # Not the replays: decoding takes nothing from any of them.
+    done = run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit"])
     assert " passed" in done.stdout

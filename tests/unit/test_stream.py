@@ -836,7 +836,7 @@ async def test_what_arrived_before_a_reader_that_blocked_the_loop() -> None:
         body = stream._body
         assert body is not None
         pooled = body._pooled  # type: ignore[attr-defined]
-        await eventually(lambda: pooled._connection.socket._pieces, "the bytes are here")
+        await eventually(lambda: pooled._connection.socket._held, "the bytes are here")
         late = 100.0
         assert shape([event async for event in stream]) == ["!", "error"]
 
