@@ -44,6 +44,14 @@ class _LlamaFrame(msgspec.Struct):
     content: str
 
 
+class _TgiToken(msgspec.Struct):
+    text: str
+
+
+class _TgiFrame(msgspec.Struct):
+    token: _TgiToken
+
+
 def ours(dialect: str) -> Decode:
     """Decode with StreamDecoder and read the text of every token."""
 
@@ -116,8 +124,9 @@ def _split_by_hand(reads: Reads) -> Iterator[bytes]:
         events = (rest + read).split(b"\n\n")
         rest = events.pop()
         for event in events:
-            if event.startswith(b"data: "):
-                yield event[6:]
+            # TGI sends no space behind the colon; JSON does not mind one.
+            if event.startswith(b"data:"):
+                yield event[5:]
 
 
 def msgspec_by_hand(dialect: str) -> Decode:
@@ -128,7 +137,7 @@ def msgspec_by_hand(dialect: str) -> Decode:
         def decode_chat(reads: Reads) -> list[str]:
             found = []
             for data in _split_by_hand(reads):
-                if data == b"[DONE]":
+                if data == b" [DONE]":
                     break
                 choices = decode_chunk(data).choices
                 if choices:
@@ -138,6 +147,14 @@ def msgspec_by_hand(dialect: str) -> Decode:
             return found
 
         return decode_chat
+
+    if dialect == "tgi":
+        decode_token = msgspec.json.Decoder(_TgiFrame).decode
+
+        def decode_tgi(reads: Reads) -> list[str]:
+            return [decode_token(data).token.text for data in _split_by_hand(reads)]
+
+        return decode_tgi
 
     decode_frame = msgspec.json.Decoder(_LlamaFrame).decode
 
@@ -167,6 +184,8 @@ def httpx_sse_json(dialect: str) -> Decode:
             if dialect == "openai":
                 choices = frame["choices"]
                 text = choices[0]["delta"].get("content") if choices else None
+            elif dialect == "tgi":
+                text = frame["token"]["text"]
             else:
                 text = frame["content"]
             if text:
