@@ -14,7 +14,8 @@ import pytest
 
 from tests.transports import both_transports, on_httpx
 from tests.unit.tasks import adapter, task
-from tests.unit.wire import LAST_CHUNK, PROPS, STREAM_HEAD, answer, final, frame
+from tests.unit.wire import LAST_CHUNK, PROPS, STREAM_HEAD, final, frame
+from worker_adapters.testing.wire import response
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +54,8 @@ class Torrent(threading.Thread):
                 connection.sendall(STREAM_HEAD)
                 self._open.append(connection)
             else:
-                connection.sendall(answer(PROPS))
+                # It closes, and says so: a task would meet the closed connection otherwise.
+                connection.sendall(response(PROPS, headers=(("Connection", "close"),)))
                 connection.close()
         for patience in (0.3, WITHIN):
             for number in range(self._streams):
