@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import ssl
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -322,6 +323,19 @@ async def test_a_proxy_that_ends_lets_go_of_what_hangs() -> None:
         await proxy.stop()
         await server.connections[0].over()
         assert await everything(end) == b""
+
+
+async def test_a_proxy_that_ends_at_any_moment_leaves_no_socket() -> None:
+    async with released(), RawServer(echo) as server:
+        for moments in range(40):
+            proxy = FaultProxy(server.url)
+            await proxy.start()
+            async with client(proxy.url) as end:
+                end.close()
+                for _ in range(moments):
+                    await asyncio.sleep(0)
+                await proxy.stop()
+    gc.collect()  # a writer that nobody closed warns here
 
 
 # As users have it.

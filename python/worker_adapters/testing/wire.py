@@ -191,6 +191,10 @@ class Connection:
         """Close the connection once what was sent has gone."""
         self._writer.close()
 
+    async def closed(self) -> None:
+        """Wait until it is, once `close` has been called. Raises ConnectionError, ssl.SSLError."""
+        await self._writer.wait_closed()
+
 
 async def connect(host: str, port: int) -> Connection:
     """Return the client's end of a new connection. Raises OSError."""
@@ -254,7 +258,7 @@ class RawServer:
         loop = asyncio.get_running_loop()
 
         def protocol() -> asyncio.StreamReaderProtocol:
-            return asyncio.StreamReaderProtocol(_Reader(loop), self._serve, loop=loop)
+            return asyncio.StreamReaderProtocol(_Reader(loop), self._accept, loop=loop)
 
         host, port = self._address
         self._listener = await loop.create_server(protocol, host, port, ssl=self._tls)
@@ -323,13 +327,18 @@ class RawServer:
         if self._problems:
             raise self._problems.pop()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is None or not isinstance(reader, _Reader):
-            raise RuntimeError("not as it was set up")
-        self._playing.add(task)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not isinstance(reader, _Reader):
+            raise TypeError("not as it was set up")
         connection = Connection(reader, writer)
         self.connections.append(connection)
+        task = asyncio.get_running_loop().create_task(self._serve(connection))
+        self._playing.add(task)
+        task.add_done_callback(self._playing.discard)
+        # A task that is cancelled before its first step runs nothing of its own.
+        task.add_done_callback(lambda _: connection.close())
+
+    async def _serve(self, connection: Connection) -> None:
         try:
             await self.play(connection)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
@@ -337,8 +346,7 @@ class RawServer:
         except BaseException as failure:  # noqa: BLE001 - raised by whoever leaves the server
             self._failures.append(failure)
         finally:
-            self._playing.discard(task)
             connection.end()
-            writer.close()
+            connection.close()
             with contextlib.suppress(ConnectionError, ssl.SSLError):
-                await writer.wait_closed()
+                await connection.closed()

@@ -71,12 +71,14 @@ class FaultProxy(RawServer):
         finally:
             for pump in pumps:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-            for end in (connection, engine):
-                if how == "reset":
-                    end.reset()
-                else:
-                    end.close()
+            try:
+                await asyncio.gather(*pumps, return_exceptions=True)
+            finally:  # the proxy may be stopped while this waits
+                for end in (connection, engine):
+                    if how == "reset":
+                        end.reset()
+                    else:
+                        end.close()
 
     async def _pump(
         self,
