@@ -577,6 +577,20 @@ mod tests {
     }
 
     #[test]
+    fn a_line_past_the_limit_is_refused_before_it_ends() {
+        let error = SseError::EventTooLarge { limit: 11 };
+        for reads in [
+            &[&b"data: 123456789"[..]][..],
+            &[b"data: 1", b"2345", b"6"],
+            &[b"id: 1\n", b"data: 12"],
+            &[b"id: 1\nda", b"ta: 1", b"2"],
+        ] {
+            let mut decoder = SseDecoder::with_max_event_bytes(11);
+            assert_eq!(events(&mut decoder, reads), Err(error), "{reads:?}");
+        }
+    }
+
+    #[test]
     fn the_limit_counts_all_field_lines_of_a_block() {
         let mut decoder = SseDecoder::with_max_event_bytes(20);
         let lines: &[u8] = b"event: abcdef\ndata: 12";
@@ -591,7 +605,7 @@ mod tests {
     #[test]
     fn comments_and_unknown_lines_are_not_buffered_and_do_not_count() {
         let mut decoder = SseDecoder::with_max_event_bytes(16);
-        for start in [&b": "[..], b"junk "] {
+        for start in [&b": "[..], b"junk ", b"dat: "] {
             events(&mut decoder, &[start]).unwrap();
             for _ in 0..100 {
                 events(&mut decoder, &[&[b'x'; 1000]]).unwrap();
@@ -599,7 +613,7 @@ mod tests {
             }
             events(&mut decoder, &[b"\n"]).unwrap();
         }
-        assert_eq!(decoder.unknown_lines().len(), 1);
+        assert_eq!(decoder.unknown_lines().len(), 1, "the first has used up what is kept");
         assert_eq!(events(&mut decoder, &[b"data: x\n\n"]).unwrap(), ["message|x"]);
     }
 
@@ -609,8 +623,7 @@ mod tests {
         for _ in 0..10_000 {
             events(&mut decoder, &[b"junk: line\n"]).unwrap();
         }
-        let kept: usize = decoder.unknown_lines().iter().map(String::len).sum();
-        assert!(kept <= UNKNOWN_LINES_BYTES);
+        assert_eq!(decoder.unknown_lines().len(), UNKNOWN_LINES_BYTES / b"junk: line".len());
     }
 
     #[test]
@@ -645,6 +658,14 @@ mod tests {
         let mut decoder = SseDecoder::new();
         decoder.finish();
         assert_eq!(events(&mut decoder, &[b"data: x\n\n"]), Err(SseError::Finished));
+    }
+
+    #[test]
+    fn an_ordinary_event_leaves_its_buffers_to_the_next() {
+        let mut decoder = SseDecoder::new();
+        let part = [b'x'; 5_000];
+        events(&mut decoder, &[b"data: ", &part, b"\n", b"\n"]).unwrap();
+        assert!(decoder.line.capacity() >= 5_000 && decoder.data.capacity() >= 5_000);
     }
 
     #[test]
