@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::names::{Name, classify, scheme};
-use super::scan::{Span, before, blank, byte, delimiter, quote, rest, run, short_run, stretch};
+use super::scan::{Span, blank, byte, delimiter, quote, rest, run, short_run, stretch};
 
 pub(super) fn find(text: &[u8], spans: &mut Vec<Span>) {
     let mut at = 0;
@@ -65,9 +65,7 @@ fn value_after(text: &[u8], name: Range<usize>, kind: Name) -> Option<Range<usiz
         (b':', _) => (Separator::Colon, at + 1),
         (b'=', _) => (Separator::Equals, at + 1),
         (b',', _) if quoted => (Separator::Comma, after_value_key(text, at + 1)),
-        _ if before(text, name.start + 1) == b'-' && at > name.end && !quoted => {
-            (Separator::Space, at)
-        }
+        _ if byte(text, name.start) == b'-' && at > name.end && !quoted => (Separator::Space, at),
         _ => return None,
     };
     let mut at = spaces(at);
@@ -79,7 +77,7 @@ fn value_after(text: &[u8], name: Range<usize>, kind: Name) -> Option<Range<usiz
     }
     let at = unwrapped(text, at);
     let escapes = run(text, at, |byte| byte == b'\\') - at;
-    let (opening, prefixed) = match (byte(text, at + escapes), byte(text, at + escapes + 1)) {
+    let (opening, prefixed) = match (byte(text, at + escapes), byte(text, at + 1)) {
         (first, _) if quote(first) => (at + escapes, 0),
         (b'b' | b'r', second) if quote(second) && escapes == 0 => (at, 1),
         _ if matches!(separator, Separator::Comma) => return None,

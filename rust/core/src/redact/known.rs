@@ -67,12 +67,12 @@ impl Known {
         }));
         for known in &self.secrets {
             let length = known.value.len();
-            let tail = rest(text, (text.len() + 1).saturating_sub(length));
+            let tail = rest(text, text.len().saturating_sub(length));
             let broken = known.start.longest(tail.iter().copied());
             if broken >= MIN_BROKEN_BYTES {
                 spans.push(known.part(text.len() - broken, text.len()));
             }
-            let head = stretch(text, 0..text.len().min(length - 1));
+            let head = stretch(text, 0..text.len().min(length));
             let broken = known.end.longest(head.iter().rev().copied());
             if broken >= MIN_BROKEN_BYTES {
                 spans.push(known.part(0, broken));

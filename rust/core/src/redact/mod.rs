@@ -23,6 +23,7 @@ mod urls;
 mod view;
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::fmt;
 use std::sync::Arc;
 
@@ -195,7 +196,7 @@ fn merge(text: &str, mut spans: Vec<Span>) -> Vec<Span> {
     }
     spans.retain(|span| span.start < span.end);
     // The longest first, and of those that are equal a registered secret.
-    spans.sort_by_key(|span| (span.start, usize::MAX - span.end, span.shown_as.is_none()));
+    spans.sort_by_key(|span| (span.start, Reverse(span.end), span.shown_as.is_none()));
     let mut merged: Vec<Span> = Vec::with_capacity(spans.len());
     for span in spans {
         match merged.last_mut() {

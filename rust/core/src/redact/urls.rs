@@ -16,7 +16,7 @@ pub(super) fn find(text: &[u8], spans: &mut Vec<Span>) {
             last_at = memchr::memrchr(b'@', stretch(text, known_run.clone())).map(|at| start + at);
         }
         let Some(last_at) = last_at.filter(|last_at| *last_at >= start) else { continue };
-        let end = run(text, start, |byte| !ends_authority(byte)).min(known_run.end);
+        let end = run(text, start, |byte| !b"/?#\\>".contains(&byte)).min(known_run.end);
         let authority = stretch(text, start..end);
         let userinfo = match memchr::memrchr(b'@', authority) {
             Some(at) => start..start + at,
@@ -38,10 +38,6 @@ pub(super) fn find(text: &[u8], spans: &mut Vec<Span>) {
             }
         }
     }
-}
-
-fn ends_authority(byte: u8) -> bool {
-    byte <= b' ' || quote(byte) || matches!(byte, b'/' | b'?' | b'#' | b'\\' | b'<' | b'>')
 }
 
 fn has_no_port(authority: &[u8]) -> bool {
