@@ -335,6 +335,7 @@ mod tests {
             "(b'X-Api-Key', b'S3')",
             "[\"x-api-key\", \"S3\"]",
             r#"{"name": "x-api-key", "value": "S3"}"#,
+            r#"{\"name\": \"x-api-key\", \"value\" : \"S3\"}"#,
             r#"HeaderField { name: "x-api-key", value: "S3" }"#,
             "headers['x-api-key'] = 'S3'",
             "map[X-Api-Key:[S3] Accept:[*/*]]",
@@ -344,6 +345,9 @@ mod tests {
             "{APIKey:S3 Timeout:3s}",
             r#"{"secret": {"password": "S3"}}"#,
             "secret => S3",
+            "password == S3",
+            "Config(api_key=pydantic.SecretStr('S3'))",
+            "curl -H 'X-Api-Key: S3' http://h",
             "curl -u me:S3 http://h",
             "curl --user 'me:S3' http://h",
             "password: \"S3",
@@ -353,7 +357,10 @@ mod tests {
             assert_eq!(found(text), ["S3"], "{text}");
         }
         assert_eq!(found(r#"{"password": "a\"b c"}"#), [r#"a\"b c"#]);
+        assert_eq!(found(r#"{"password":"a\\","b":"c"}"#), [r"a\\"]);
         assert_eq!(found(r"password=a\b"), [r"a\b"]);
+        assert_eq!(found("password=bread&pwd=rye"), ["bread", "rye"], "no prefixes of a string");
+        assert_eq!(found("password=-S3"), ["-S3"], "no flag");
         assert_eq!(found("Uid=me;Pwd={S3};"), ["{S3"]);
         assert_eq!(found("?token=a&key=b http://h#code=c"), ["a", "b", "c"]);
     }
@@ -365,12 +372,39 @@ mod tests {
         assert_eq!(found("{\"authorization\": \"Bearer S3\", \"b\": 1}"), ["S3"]);
         assert_eq!(found("-H 'Authorization: Bearer S3' http://h"), ["S3"]);
         assert_eq!(found("Authorization:\r\n Bearer S3"), ["S3"]);
+        assert_eq!(found("Authorization:\n\tBearer S3"), ["S3"]);
         assert_eq!(found("Authorization: S3"), ["S3"]);
+        assert_eq!(found("Authorization: Bearer\nb"), ["Bearer"], "no scheme, with nothing after");
+        assert_eq!(found(r#"{"authorization": "Bearer"}"#), ["Bearer"]);
         assert_eq!(found("Authorization: Own S3 and more\nb"), ["Own S3 and more"]);
         let digest = "Digest username=\"u\", realm=\"r\", response=\"0f\"";
         assert_eq!(found(&format!("Authorization: {digest}\nb")), [digest]);
         assert_eq!(found("Cookie: a=b; c=d\nb"), ["a=b; c=d"]);
-        assert_eq!(found("Bearer abcdef0123"), ["abcdef0123"]);
+        for quote in ["'", "\"", "`"] {
+            let curl = format!("curl -H {quote}Authorization: Own S3 too{quote} -x");
+            assert_eq!(found(&curl), ["Own S3 too"]);
+            assert_eq!(found(&format!("{quote}Cookie: a=b; c=d{quote}, 1")), ["a=b; c=d"]);
+        }
+        assert_eq!(found("\"Cookie: a=\"b\"; c=d\", 1"), ["a=\"b\"; c=d"]);
+    }
+
+    #[test]
+    fn a_token_after_a_scheme_is_told_from_a_word() {
+        for token in ["abc012", "abcdef0123", "abcdefghijklmnop0", "QWxhZGRpbjpvcGVuIHNlc2FtZQ=="] {
+            assert_eq!(found(&format!("Bearer {token} is not known")), [token]);
+        }
+        for word in [
+            "v1.25",
+            "2024-05-01",
+            "McDonaldsUK",
+            "authentication",
+            "internationalization",
+            "Internationalization",
+            "INTERNATIONALIZATION",
+            "ACCESSCREDENTIALs",
+        ] {
+            assert_eq!(found(&format!("basic {word} of all")), [""; 0], "{word}");
+        }
     }
 
     #[test]
@@ -378,10 +412,16 @@ mod tests {
         for kept in [
             "tokens=128 token_count=128",
             "token: 128",
+            "token=1.5",
             "next_token=abc",
             "code=500 key=value",
             "the key insight is: caching",
             "the token expired",
+            "the password strength, a secret garden",
+            "docs/basic/chapter-01",
+            "either --password/--api-key",
+            "Authorization:\r\nHost: h",
+            "Cookie:\nHost: h",
             "token: invalid",
             "api_key: str",
             "Config(api_key=SecretStr('**********'))",

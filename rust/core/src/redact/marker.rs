@@ -22,3 +22,17 @@ pub(super) fn is_fingerprint(text: &[u8]) -> bool {
         digits.len() == DIGITS && digits.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_fingerprint_is_one() {
+        assert_eq!(fingerprint(b"sk-example-1"), "****420cc9");
+        assert!(is_fingerprint(b"****420cc9"));
+        for other in ["420cc9", "****", "****420cc", "****420cc90", "****secret", "****420CC9"] {
+            assert!(!is_fingerprint(other.as_bytes()), "{other}");
+        }
+    }
+}

@@ -267,16 +267,31 @@ mod tests {
         let body = "Ab0Cd1Ef2Gh3Ij4Kl5Mn6Op7Qr8St9Uv0Wx1Yz2a";
         assert_eq!(body.len(), 40);
         let start = |length: usize| body.get(..length).unwrap();
-        assert_eq!(found(body), [body]);
-        assert_eq!(found(&format!("bot 123456789:AA{}", start(33))).len(), 1);
-        assert_eq!(found(&format!("1:AA{}", start(33))), [""; 0]);
-        assert_eq!(found(&format!("abc8Q~{}", start(34))).len(), 1);
-        assert_eq!(found(&format!("abc8Q~{}", start(30))), [""; 0]);
+        for token in [
+            body,
+            &format!("/{}", start(39)),
+            &format!("+{}", start(39)),
+            &format!("123456789:AA{}", start(33)),
+            &format!("123456:AA{}", start(30)),
+            &format!("abc8Q~{}", start(34)),
+            &format!("abc8Q~-_.~{}", start(27)),
+            "SK0123456789abcdef0123456789abcdef",
+        ] {
+            assert_eq!(found(token), [token]);
+            assert_eq!(found(&format!("it was ({token}), was it?")), [token]);
+        }
         for kept in [
             start(39),
             &format!("{body}a"),
             &format!("{body}="),
             &format!("_{body}"),
+            &format!("1/{body}"),
+            &format!("at last 12345:AA{}", start(33)),
+            &format!("at last 123456789:AA{}", start(29)),
+            &format!("at last 123456789:AA{}", start(40)),
+            &format!("at last abc8Q~{}", start(30)),
+            &format!("at last abc8Q {}", start(34)),
+            &format!("at last abcdQ~{}", start(34)),
             "da39a3ee5e6b4b0d3255bfef95601890afd80709",
             "Models/MetaLlama/Llama3Instruct/Q4KM/abc",
             "SK0123456789abcdef0123456789abcdef0",

@@ -82,6 +82,10 @@ mod tests {
             "http://h:80/a@b",
             "author@example.com",
             "http://h 'a:b@c'",
+            "http://host:port or ask me@example.com",
+            "http://host:port<me@example.com>",
+            "\"http://host:port\",\"me@example.com\"",
+            "<a://h>:x@y",
         ] {
             assert_eq!(found(kept), [""; 0], "{kept}");
         }

@@ -95,6 +95,12 @@ mod tests {
     }
 
     #[test]
+    fn every_escape_of_an_ascii_character_is_undone() {
+        let view = View::of(br#"\u003d\x3D%3d \t\r\n \/\\\"\'"#).unwrap();
+        assert_eq!(view.text, b"=== \t\r\n /\\\"'");
+    }
+
+    #[test]
     fn a_text_without_escapes_has_no_view() {
         for text in ["", "plain", "100%", "%", "\\", "C:\\dir", "\\u00", "%fe", "\\ud83d"] {
             assert!(View::of(text.as_bytes()).is_none(), "{text}");
