@@ -184,7 +184,7 @@ class Redactor:
 
 @final
 class EgressPolicy:
-    """What an adapter may connect to. Immutable, hashable and safe to share.
+    """What an adapter may connect to. Immutable, hashable, safe to share, and picklable.
 
     Each entry of ``allow`` is ``scheme://host[:port]``: ``scheme`` is http or https; ``host`` a
     name, an address, a network such as ``10.20.0.0/16`` or ``[fd00::/8]``, or, with https alone,
@@ -230,10 +230,11 @@ class EgressPolicy:
         """Judge a URL and all the addresses that its host resolves to, without connecting.
 
         One forbidden address forbids the URL. An address in the URL needs none beside it. Raises
-        ValueError for what is no address.
+        ValueError, naming it by its position, for what is no address.
         """
     def check_url(self, url: str) -> EgressVerdict:
         """Judge a URL before its name is resolved."""
+    def __reduce__(self) -> tuple[Any, ...]: ...
     def __hash__(self) -> int: ...
     def __eq__(self, other: object, /) -> bool: ...
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
+import pickle
 import socket
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -142,6 +144,54 @@ def test_what_is_no_address() -> None:
     policy = EgressPolicy(allow=["https://*"])
     with pytest.raises(ValueError, match="address"):
         policy.check("https://host", ["host"])
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://host\ud800", "http://host/?key=hunter22\udfff", "\ud800", "http://\ud83d\ude00\ud83d"],
+)
+def test_a_lone_surrogate_makes_no_url(url: str) -> None:
+    policy = EgressPolicy(allow=["https://*", "http://host"])
+    for verdict in (policy.check(url, ["93.184.216.34"]), policy.check_url(url)):
+        assert (verdict.allowed, verdict.reason) == (False, "parse")
+        assert verdict.message == "the URL is not an absolute one with a valid host"
+    with pytest.raises(ValueError, match=r"^base_url cannot be connected to: ") as of_url:
+        EgressPolicy.for_base_url(url)
+    with pytest.raises(ValueError, match=r"^allow\[1\] must ") as of_entry:
+        EgressPolicy(allow=["https://*", url])
+    for caught in (of_url, of_entry):
+        # The codec's own error is a ValueError, too, and holds the text.
+        assert type(caught.value) is ValueError
+        assert "hunter22" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["\ud800", "10.0.0.1\udfff", "", "10.0.0.256", None])
+def test_what_is_no_address_is_named(address: Any) -> None:
+    policy = EgressPolicy(allow=["https://*"])
+    with pytest.raises(ValueError, match=r"^addresses\[1\] is no IP address$") as caught:
+        policy.check("https://host", ["93.184.216.34", address])
+    assert type(caught.value) is ValueError
+
+
+POLICIES = [
+    EgressPolicy(allow=[]),
+    EgressPolicy(allow=["http://10.20.0.0/16:8000", "https://*:*"], allow_private=True),
+    EgressPolicy(allow=["http://[::1]"], allow_loopback=True, allow_nat64=True),
+    EgressPolicy.for_base_url("http://engine.internal:8000/v1"),
+    EgressPolicy.for_base_url("http://[::1]:8000"),
+    # Lists what is never allowed, which the constructor would refuse.
+    EgressPolicy.for_base_url("http://169.254.169.254"),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_policy_survives_pickle_and_copies(policy: EgressPolicy, protocol: int) -> None:
+    pickled = pickle.loads(pickle.dumps(policy, protocol))
+    for twin in (pickled, copy.copy(policy), copy.deepcopy(policy)):
+        assert twin == policy
+        assert repr(twin) == repr(policy)
+        assert hash(twin) == hash(policy)
 
 
 def test_the_policy_of_a_base_url() -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from worker_adapters import Redactor
 from worker_adapters._core import classify_response, make_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "secrets.jsonl"
 ROWS: list[dict[str, Any]] = [
@@ -86,6 +91,12 @@ def test_any_text_can_be_redacted() -> None:
     assert "hunter2" not in shown
     with pytest.raises(TypeError):
         Redactor().redact(b"bytes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_what_knows_secrets_is_not_handed_on(duplicate: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match=r"^cannot pickle .*Redactor"):
+        duplicate(Redactor(["hunter22-hunter22"]))
 
 
 def test_more_secrets() -> None:
