@@ -26,6 +26,7 @@ BIN := $(VENV)/bin
 # Every cargo command sees the interpreter that maturin builds for, so nothing is compiled twice.
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
+TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
 # What has been installed is remembered by a stamp named after the dependency lists themselves:
@@ -57,7 +58,7 @@ demo: $(BUILT) ## stream from a real llama.cpp server; URL=http://host:port uses
 	@$(BIN)/worker-adapters demo $(if $(URL),--url '$(URL)')
 
 .PHONY: test
-test: test-rust test-python ## run every test: Rust, Python, real llama.cpp, packaging
+test: test-rust loom test-python ## run every test: Rust, models of threads, Python, real llama.cpp, packaging
 
 .PHONY: test-rust
 test-rust: $(BIN)/python ## run the Rust tests
@@ -76,12 +77,20 @@ real-engines: $(call stamp,DEV) $(BUILT) ## run the conformance suite on real en
 	$(if $(VLLM),VLLM='$(abspath $(VLLM))') $(BIN)/python -m pytest -m real tests/conformance $(ARGS)
 
 .PHONY: lint
-lint: $(call stamp,DEV) $(call stamp,BENCH) $(BUILT) ## check format, lints, types, doc links, the stub, workflows, and that a free-threaded build compiles
+lint: $(call stamp,DEV) $(call stamp,BENCH) $(BUILT) ## check format, lints, types, doc links, the stub, workflows, and that fuzz targets, models and a free-threaded build compile
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path rust/core/fuzz/Cargo.toml --check
+	$(CARGO) fmt --manifest-path rust/loom/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
+	@# Workspaces of their own: from here they share what is above. Nothing is linked, so that libFuzzer,
+	@# which is C++, need not be there.
+	CUSTOM_LIBFUZZER_PATH=/dev/null $(CARGO) clippy --manifest-path rust/core/fuzz/Cargo.toml \
+		--target-dir '$(TARGET_DIR)' --locked --quiet -- -D warnings
+	$(CARGO) clippy --manifest-path rust/loom/Cargo.toml --target-dir '$(TARGET_DIR)' --tests \
+		--locked --quiet -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked --quiet
 	PYO3_CONFIG_FILE='$(CURDIR)/.ci/free-threaded.txt' $(CARGO) check --package worker-adapters-python \
-		--locked --quiet --target-dir '$(or $(CARGO_TARGET_DIR),target)/free-threaded'
+		--locked --quiet --target-dir '$(TARGET_DIR)/free-threaded'
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -113,7 +122,7 @@ soak: $(call stamp,DEV) $(call stamp,BENCH) $(BUILT) ## load, faults and cancels
 
 .PHONY: loom
 loom: ## run what threads do to each other in every order
-	cd rust/loom && $(CARGO) test --locked --quiet --test models
+	$(CARGO) test --manifest-path rust/loom/Cargo.toml --target-dir '$(TARGET_DIR)' --locked --quiet --test models
 
 .PHONY: mutants
 mutants: ## break the code in every way and see which the tests notice; AREAS="sse json", SHARD=0/4
@@ -146,7 +155,7 @@ dist: $(if $(filter $(BIN)/%,$(MATURIN)),$(call stamp,RUN)) ## build the sdist a
 		$(if $(TARGET),--target '$(TARGET)') --out '$(DIST)' $(DIST_ARGS)
 
 .PHONY: reproducible
-reproducible: REBUILT = $(or $(CARGO_TARGET_DIR),target)/reproducible
+reproducible: REBUILT = $(TARGET_DIR)/reproducible
 reproducible: ## build sdist and wheel twice and compare them byte by byte
 	rm -rf '$(REBUILT)'
 	$(MAKE) dist DIST='$(REBUILT)/first'
