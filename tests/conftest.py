@@ -1,5 +1,6 @@
 """Fixtures and paths that several suites share."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,15 @@ from worker_adapters.engines import _http
 REPOSITORY = Path(__file__).resolve().parent.parent
 CAPTURES = REPOSITORY / "tests" / "captures"
 VECTORS = REPOSITORY / "tests" / "vectors"
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C mean something, also to the programs that tests start.
+
+    Whatever a shell runs in the background ignores it, and so does all that this starts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
