@@ -149,7 +149,7 @@ def test_a_pipe_is_decoded_while_it_flows(running: Running, recorded: Recorded) 
     process.stdin.write(body[first:])
     process.stdin.close()
     assert json.loads(process.stdout.read().splitlines()[-1])["kind"] == "end"
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=30) == 0
 
 
 def test_every_recorded_framing_is_taken_apart_as_it_was_measured(captures: Path) -> None:

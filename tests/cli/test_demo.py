@@ -59,7 +59,7 @@ def test_interrupted_it_leaves_nothing_behind(running: Running) -> None:
     # A stopped engine keeps the demo from ending by itself, wherever it has come to.
     os.kill(int(engine.name), signal.SIGSTOP)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert b"Traceback" not in errors
     assert not engine.exists()

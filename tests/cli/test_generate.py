@@ -172,10 +172,10 @@ def test_interrupted_it_closes_the_stream(
     assert process.stdout is not None
     assert process.stdout.read(6) == b" there"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert b"Traceback" not in errors
-    assert engine.left.wait(5.0)
+    assert engine.left.wait(30)
 
 
 @pytest.mark.parametrize("name", ["generate", "decode"])
@@ -187,7 +187,7 @@ def test_a_closed_stdout_ends_it_quietly(
     process = running(name, *arguments[name])
     assert process.stdout is not None
     process.stdout.close()
-    assert process.wait(timeout=10) == 141
+    assert process.wait(timeout=30) == 141
     assert process.stderr is not None
     assert process.stderr.read() == b""
 

@@ -56,7 +56,7 @@ def program(url: str, transport: Transport, code: str) -> subprocess.Popen[str]:
 def outcome(running: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Wait for its end; return its status and what it said."""
     try:
-        out, err = running.communicate(timeout=6 * WITHIN)
+        out, err = running.communicate(timeout=2 * WITHIN)
     finally:
         running.kill()
     return running.returncode, out, err

@@ -35,6 +35,7 @@ from tests.transports import both_transports
 from tests.unit.wire import (
     LAST_CHUNK,
     STREAM_HEAD,
+    WITHIN,
     Connection,
     Received,
     Server,
@@ -245,7 +246,7 @@ async def test_e5_a_hundred_resets_at_once() -> None:
         for outcome in await asyncio.gather(*reading):
             assert outcome.outcome == ("WorkerReset", "reset")
             assert outcome.tokens == [*SPOKE]
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < WITHIN
         assert len(held("127.0.0.1", int(server.url.rpartition(":")[2]))) <= 1
 
 

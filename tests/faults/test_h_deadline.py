@@ -277,10 +277,10 @@ def test_h2_nothing_else_asks_the_wall_clock(repository: Path) -> None:
 @pytest.mark.parametrize("deadline_ms", [0, -1, -(2**63)])
 async def test_h3_a_deadline_that_has_passed(deadline_ms: int) -> None:
     async with silent(ANSWER) as server, adapter(server.url) as made:
-        began = time.monotonic()
         with pytest.raises(DeadlineUnmet) as caught:
-            await made.submit(task_of("llamacpp", deadline_ms=deadline_ms))
-        assert time.monotonic() - began < 0.1
+            made.submit(task_of("llamacpp", deadline_ms=deadline_ms)).send(
+                None
+            )  # waits for nothing
         error = caught.value
         assert (error.phase, error.processed, error.retriable) == ("validate", "no", False)
         assert server.connections == []

@@ -47,11 +47,8 @@ if TYPE_CHECKING:
 
 pytestmark = both_transports
 
-SOON = 2.0
+SOON = WITHIN
 """How long an interrupt may take to be heard: far more than the 0.1 s that are aimed at."""
-
-EXIT_SECONDS = 2.0
-"""How long an interpreter with a hundred streams may take to stop, on a machine that is idle."""
 
 
 @pytest.fixture
@@ -144,7 +141,7 @@ async def main():
                 asyncio.run(use(stream))
             except RuntimeError as error:
                 print(error, flush=True)
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 20
         asyncio.run(stream.aclose())
         print(asyncio.run(text_of(made)), flush=True)
         os._exit(0)
@@ -217,10 +214,10 @@ def test_j3_workers_of_multiprocessing(
             told: multiprocessing.Queue[str] = context.Queue()
             worker = context.Process(target=work, args=(endless.url, transport, told))
             worker.start()
-            said = asyncio.create_task(asyncio.to_thread(told.get, timeout=4 * WITHIN))
+            said = asyncio.create_task(asyncio.to_thread(told.get, timeout=2 * WITHIN))
             while not said.done():
                 await anext(stream)
-            worker.join(4 * WITHIN)
+            worker.join(2 * WITHIN)
             assert worker.exitcode == 0
             assert await said == await text_of(made)
             for _ in range(100):
@@ -243,7 +240,7 @@ def test_j3_an_adapter_made_before_its_workers(
         if pid == 0:
             began = time.monotonic()
             text = asyncio.run(text_of(made))
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 20
             os.write(1, f"{text}\\n".encode())
             os._exit(0)
         pids.append(pid)
@@ -316,7 +313,7 @@ def test_j4_an_interpreter_that_stops_with_streams_open(
         began = time.monotonic()
         status, _, err = outcome(running)
         assert (status, err) == (expected, "")
-        assert time.monotonic() - began < 10 * EXIT_SECONDS
+        assert time.monotonic() - began < WITHIN
         settled(lambda: endless.busy == 0)
 
 
@@ -448,7 +445,7 @@ def test_j5_ctrl_c_while_a_stream_is_read(
     os.kill(running.pid, signal.SIGINT)
     status, out, err = outcome(running)
     assert (status, out, err) == (0, "interrupted\n", "")
-    assert time.monotonic() - began < 10 * EXIT_SECONDS
+    assert time.monotonic() - began < WITHIN
     settled(lambda: endless.busy == 0)
 
 

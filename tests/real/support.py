@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 ONCE = "Once upon a time"
+FREED = 5.0
+"""Within how many seconds a slot is free again.
+
+The aim is 0.1 s, usually it is 5 to 30 ms; a busy machine gets the rest. What runs until then would
+take 15 s more.
+"""
 FINITE = " world! this reply ends here."
 
 # Every token of the vocabulary may come, also those that are no valid UTF-8 by themselves.

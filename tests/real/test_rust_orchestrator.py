@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from tests.real.support import ONCE, task
+from tests.real.support import FREED, ONCE, task
 from worker_adapters import LlamaCppAdapter, SseDecoder
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ async def test_cancel_frees_the_engine_and_ends_the_stream(
             pass
         assert await slow_engine.busy() == 1
         receipt = await front.delete(f"/v1/tasks/{sent.task_id}")
-        await slow_engine.idle(within=1.0)
+        await slow_engine.idle(within=FREED)
         rest = [event async for event in events]
     assert receipt.json()["method"] == "close"
     assert receipt.json()["sent"] is True
@@ -154,7 +154,7 @@ async def test_a_client_that_hangs_up_frees_the_engine(
             if kind == "token":
                 break
         assert await slow_engine.busy() == 1
-    await slow_engine.idle(within=1.0)
+    await slow_engine.idle(within=FREED)
 
 
 async def test_an_id_in_flight_is_refused_and_its_task_goes_on(
@@ -170,7 +170,7 @@ async def test_an_id_in_flight_is_refused_and_its_task_goes_on(
         assert (refused.status_code, refused.json()["detail"]) == (400, "duplicate_id")
         assert (await anext(events))[0] == "token"
         assert await slow_engine.busy() == 1
-    await slow_engine.idle(within=1.0)
+    await slow_engine.idle(within=FREED)
 
 
 async def test_the_reports_are_those_of_the_adapter_in_python(

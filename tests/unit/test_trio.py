@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +12,7 @@ import trio
 from tests.transports import both_transports
 from tests.unit.tasks import adapter, task
 from tests.unit.test_stream import shape
+from tests.unit.wire import WITHIN
 from worker_adapters import PoolUnavailable, TokenStream
 from worker_adapters.testing.engines import scripted_engine
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from worker_adapters.testing.engines import ScriptedEngine
 
 pytestmark = both_transports
-
-WITHIN = 5.0
 
 
 @pytest.fixture
@@ -98,10 +96,8 @@ def test_a_cancelled_scope(engine: ScriptedEngine, waits_for: Any) -> None:
             await eventually(lambda: bool(engine.generations))
             if waits_for == "stream":
                 await eventually(lambda: bool(kept) and kept[0].tokens_emitted == 3)
-            began = time.monotonic()
             nursery.cancel_scope.cancel()
         assert nursery.cancel_scope.cancelled_caught
-        assert time.monotonic() - began < 1.0
         for stream in kept:
             assert stream.cancelled
             assert shape([event async for event in stream]) == ["end:cancelled"]

@@ -38,8 +38,8 @@ __all__ = [
     "playing",
 ]
 
-WITHIN = 5.0
-"""How long anything here may take before the test fails instead of hanging."""
+WITHIN = 20.0
+"""How long anything here may take before the test fails instead of hanging: none comes near."""
 
 
 class Server(RawServer):
