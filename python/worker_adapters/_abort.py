@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-__all__ = ["MAX_CONFIRM_MS", "Abort", "confirmed", "patience"]
+__all__ = ["MAX_CONFIRM_MS", "Abort", "Stopped", "confirmed", "patience"]
 
 MAX_CONFIRM_MS: Final = 600_000
 """For how long a cancel may wait for the engine to confirm it."""
+
+Stopped: TypeAlias = Callable[[bool], Coroutine[Any, Any, bool | None]]
+"""Waits for an engine without an abort to say that it has stopped; see `confirmed`."""
 
 
 def patience(confirm_within_ms: float) -> float:
@@ -20,14 +23,13 @@ def patience(confirm_within_ms: float) -> float:
 
 
 async def confirmed(
-    abort: "Abort | None",
-    stopped: Callable[[], Coroutine[Any, Any, bool | None]] | None,
-    seconds: float,
+    abort: "Abort | None", stopped: Stopped | None, seconds: float, *, has_token: bool
 ) -> bool | None:
     """Wait for the engine to say that it works on a task no longer.
 
-    By the answer to its abort, or, where it has none, by ``stopped``. None where nobody waits or
-    the engine has no way to say so, False where it has and did not in time.
+    By the answer to its abort, or, where it has none, by ``stopped``, which is told whether the
+    task had a token. None where nobody waits or the engine has no way to say so, False where it has
+    and did not in time.
     """
     if not seconds or (abort is None and stopped is None):
         return None
@@ -35,7 +37,7 @@ async def confirmed(
         async with asyncio.timeout(seconds):
             if abort is not None:
                 return await abort.taken()
-            return None if stopped is None else await stopped()
+            return None if stopped is None else await stopped(has_token)
     except TimeoutError:
         return False
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from uuid import UUID
 
-from worker_adapters._abort import Abort, confirmed, patience
+from worker_adapters._abort import Abort, Stopped, confirmed, patience
 from worker_adapters._core import TaskMetrics, TokenEvent
 from worker_adapters.contract import CancelReceipt, Collected, RerankScore
 from worker_adapters.errors import WorkerError
@@ -95,8 +95,7 @@ class TokenStream(ABC):
         self._overheard = narration is not None and narration.has_text
         """Whether every event has to pass `_hear`, because its text is logged."""
         self._metrics: TaskMetrics | None = None
-        self._stopped: Callable[[], Coroutine[Any, Any, bool | None]] | None = None
-        """Waits for an engine without an abort to say that it has stopped; see `confirmed`."""
+        self._stopped: Stopped | None = None
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._ready: deque[TokenEvent] = deque()
@@ -255,10 +254,12 @@ class TokenStream(ABC):
         began = self._clock()
         if asyncio.get_running_loop() is not self._loop:
             return await self._cancel_elsewhere(began, confirm_within_ms)
+        # What waits for the reader is taken back, and not counted any more.
+        has_token = self.tokens_emitted > 0
         if not self._cancel_now():
             return self._receipt("none", None, began)
         await self._stop()
-        has_stopped = await confirmed(self._abort, self._stopped, seconds)
+        has_stopped = await confirmed(self._abort, self._stopped, seconds, has_token=has_token)
         return self._receipt(self._cancel_method, has_stopped, began)
 
     def _give_up(self) -> None:

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from tests.real.support import FREED, ONCE, eventually, task
-from tests.transports import both_transports
+from tests.transports import both_transports, on_native
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -64,7 +64,7 @@ async def test_cancel_while_the_prompt_is_read_frees_the_slot(
     long = await slow_engine.tokenize(prompt)
     assert long > 10_000
     before = (await slow_engine.counters())["prompt_tokens_total"]
-    stream = await slow_adapter.submit(task(prompt, ctx=16_000))
+    stream = await slow_adapter.submit(task(prompt, ctx=16_000, kv_hint="cold"))
 
     async def read() -> list[TokenEvent]:
         return [event async for event in stream]
@@ -89,6 +89,28 @@ async def test_cancel_while_the_prompt_is_read_frees_the_slot(
     assert (await slow_engine.counters())["prompt_tokens_total"] - before < long / 2
     again = await (await slow_adapter.submit(task(max_tokens=4))).collect()
     assert again.finish_reason == "length"
+
+
+@on_native
+async def test_waiting_for_the_slot_does_not_keep_it_at_the_prompt(
+    slow_adapter: LlamaCppAdapter, slow_engine: Engine
+) -> None:
+    prompt = ONCE * 1500
+    long = await slow_engine.tokenize(prompt)
+    before = (await slow_engine.counters())["prompt_tokens_total"]
+    asked = task(prompt, ctx=16_000, kv_hint="cold")
+    submitting = asyncio.create_task(slow_adapter.submit(asked))
+
+    async def reads() -> bool:
+        return await slow_engine.busy() == 1
+
+    await eventually(reads, "the prompt is being read")
+    # With every answer to anybody the server puts off looking for who has left.
+    receipt = await slow_adapter.cancel(asked.task_id, confirm_within_ms=50_000)
+    assert (receipt.sent, receipt.confirmed) == (True, True)
+    print(f"confirmed after {receipt.elapsed_ms:.0f} ms")
+    assert (await slow_engine.counters())["prompt_tokens_total"] - before < long / 2
+    assert (await (await submitting).collect()).finish_reason == "cancelled"
 
 
 async def test_cancel_waits_until_the_slot_is_free(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.transports import both_transports
+from tests.transports import both_transports, on_httpx
 from tests.unit.tasks import PROMPT, adapter, task
+from tests.unit.virtual_time import run as run_virtually
 from tests.unit.wire import (
     LAST_CHUNK,
     PROPS,
@@ -23,6 +24,7 @@ from tests.unit.wire import (
 )
 from worker_adapters import (
     AdapterError,
+    LlamaCppAdapter,
     PoolUnavailable,
     SamplerProfile,
     Timeouts,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.unit.wire import Connection, Server
-    from worker_adapters.engines.llamacpp import LlamaCppAdapter
+    from worker_adapters import TokenStream
 
 pytestmark = both_transports
 
@@ -456,6 +458,14 @@ async def generating(*slots: Any, **options: Any) -> AsyncIterator[tuple[LlamaCp
         yield made, server
 
 
+async def speaking(made: LlamaCppAdapter) -> TokenStream:
+    """A stream that has given a token."""
+    stream = await made.submit(task(seed=SEED))
+    while (await anext(stream)).kind != "token":
+        pass
+    return stream
+
+
 @pytest.mark.parametrize(
     ("slots", "asked"),
     [
@@ -467,7 +477,7 @@ async def generating(*slots: Any, **options: Any) -> AsyncIterator[tuple[LlamaCp
 )
 async def test_a_free_slot_confirms_a_cancel(slots: list[Any], asked: int) -> None:
     async with generating(*slots) as (made, server):
-        stream = await made.submit(task(seed=SEED))
+        stream = await speaking(made)
         receipt = await made.cancel(stream.task_id, confirm_within_ms=5000)
         assert (receipt.method, receipt.sent, receipt.confirmed) == ("close", True, True)
         assert len(server.requests("/slots")) == asked
@@ -477,11 +487,11 @@ async def test_a_free_slot_confirms_a_cancel(slots: list[Any], asked: int) -> No
 
 async def test_a_slot_that_stays_busy_confirms_nothing() -> None:
     async with generating([slot(SEED)]) as (made, server):
-        stream = await made.submit(task(seed=SEED))
-        receipt = await stream.cancel(confirm_within_ms=50)
+        stream = await speaking(made)
+        receipt = await stream.cancel(confirm_within_ms=500)
         assert (receipt.method, receipt.confirmed) == ("close", False)
-        assert receipt.elapsed_ms >= 50
-        assert len(server.requests("/slots")) > 1
+        assert receipt.elapsed_ms >= 500
+        assert 1 < len(server.requests("/slots")) < 8
 
 
 @pytest.mark.parametrize(
@@ -489,7 +499,7 @@ async def test_a_slot_that_stays_busy_confirms_nothing() -> None:
 )
 async def test_an_engine_that_tells_nothing_of_slots_confirms_nothing(refusal: bytes) -> None:
     async with generating(refusal) as (made, server):
-        stream = await made.submit(task(seed=SEED))
+        stream = await speaking(made)
         receipt = await stream.cancel(confirm_within_ms=5000)
         assert (receipt.method, receipt.confirmed) == ("close", None)
         assert len(server.requests("/slots")) == 1
@@ -502,7 +512,55 @@ async def test_nobody_asks_for_slots_unless_told_to() -> None:
         assert not server.requests("/slots")
 
 
-async def test_a_submit_that_waits_for_its_head_is_confirmed_too() -> None:
+@on_httpx
+@pytest.mark.parametrize("by", ["adapter", "stream"])
+@pytest.mark.parametrize(
+    ("has_token", "patience", "asked"),
+    [
+        (True, 1200, [0.01, 0.03, 0.07, 0.15, 0.31, 0.56, 0.81, 1.06]),
+        # A server that reads a prompt looks for who has left once it had a second of peace.
+        (False, 5000, [1.5, 3.0, 4.5]),
+        (False, 1400, []),
+    ],
+)
+def test_an_engine_is_asked_ever_less_often(
+    has_token: bool, patience: float, asked: list[float], by: str
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        times: list[float] = []
+
+        async def script(connection: Connection) -> None:
+            while True:
+                match (await connection.request()).path:
+                    case "/props":
+                        await connection.send(answer(PROPS))
+                    case "/slots":
+                        times.append(loop.time())
+                        await connection.send(answer(json.dumps([slot(SEED)])))
+                    case _:
+                        await connection.send(STREAM_HEAD, frame("a", 1) if has_token else b"")
+                        await connection.until_closed()
+
+        async with playing(script) as server, adapter(server.url) as made:
+            stream = await (speaking(made) if has_token else made.submit(task(seed=SEED)))
+            began = loop.time()
+            leaving = (
+                made.cancel(stream.task_id, confirm_within_ms=patience)
+                if by == "adapter"
+                else stream.cancel(confirm_within_ms=patience)
+            )
+            assert (await leaving).confirmed is False
+        assert [time - began for time in times] == pytest.approx(asked, abs=0.002)
+
+    run_virtually(main())
+
+
+async def test_a_submit_that_waits_for_its_head_is_confirmed_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(LlamaCppAdapter, "prefill_quiet", 0.05)
+
     async def script(connection: Connection) -> None:
         while True:
             match (await connection.request()).path:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from worker_adapters._abort import Abort
+from worker_adapters._abort import Abort, Stopped
 from worker_adapters._core import TaskMetrics
 from worker_adapters.contract import Timeouts
 from worker_adapters.transport import CancelledInFlightError, Progress
@@ -43,7 +43,7 @@ class Call:
     """Texts of the task that no error may repeat."""
     abort: Abort | None = None
     """The engine's own abort, once a submit that was given up has started it."""
-    stopped: Callable[[], Coroutine[Any, Any, bool | None]] | None = None
+    stopped: Stopped | None = None
     """Waits for the engine to say that it no longer works on the task, where it can say so."""
     narration: "TaskWatcher | None" = None
     """Who tells how the call's task fares, where somebody listens."""

@@ -72,7 +72,10 @@ DEFAULT_TRANSPORT: Final[Literal["native", "httpx"]] = "native"
 """What streams come over unless an adapter is told otherwise."""
 
 POLL_SECONDS: Final = 0.01
-"""How often an engine is asked whether it has stopped."""
+"""How long after a cancel an engine is first asked whether it has stopped; pauses double then."""
+
+MAX_POLL_SECONDS: Final = 0.25
+"""How long these pauses become."""
 
 SUBMIT_SECONDS: Final = 1.0
 """How long a cancel waits for the submit it has ended to be over."""
@@ -129,6 +132,10 @@ class HttpAdapter(IdentifiedEngine):
 
     confirms_abort: ClassVar[bool] = True
     """Whether the engine's answer to its own abort says that the abort was taken."""
+
+    prefill_quiet: ClassVar[float | None] = None
+    """How long, in seconds, an engine that has given no token of a cancelled task is left alone
+    before each time it is asked whether it has stopped; None where asking delays nothing."""
 
     # An adapter that could not be made has a repr, too: tracebacks may show it.
     base_url = ""
@@ -388,7 +395,7 @@ class HttpAdapter(IdentifiedEngine):
                 async with asyncio.timeout(SUBMIT_SECONDS):
                     await call.over.wait()
             if call.progress.processed != "no":
-                has_stopped = await confirmed(call.abort, call.stopped, seconds)
+                has_stopped = await confirmed(call.abort, call.stopped, seconds, has_token=False)
         took = self._clock() - began
         if call.metrics is not None:
             call.metrics.stopped(has_stopped, took)
@@ -651,15 +658,21 @@ class HttpAdapter(IdentifiedEngine):
             return None
         return Abort(partial(self._send_abort, request, call.correlation_id), self._aborts)
 
-    async def _stopped(self, dispatch: Dispatch, correlation_id: str) -> bool | None:
+    async def _stopped(
+        self, dispatch: Dispatch, correlation_id: str, has_token: bool
+    ) -> bool | None:
         """Ask the engine until it says that it no longer works on the task; None if it cannot."""
         call = self._call(None, correlation_id)
+        pause, longest = POLL_SECONDS, MAX_POLL_SECONDS
+        if not has_token and self.prefill_quiet is not None:
+            pause = longest = self.prefill_quiet
         try:
             while True:
+                await asyncio.sleep(pause)
                 stopped = await self._has_stopped(dispatch, call)
                 if stopped is not False:
                     return stopped
-                await asyncio.sleep(POLL_SECONDS)
+                pause = min(2 * pause, longest)
         except WorkerError:
             return None
 

@@ -136,6 +136,8 @@ class LlamaCppAdapter(HttpAdapter):
     )
     # Closing is noticed within a second, and ends with the current batch.
     cancel_in_prefill = "yes"
+    # That second begins anew with every answer it gives to anybody.
+    prefill_quiet = 1.5
     # Alone on its replica a strict task repeats to the byte; beside others its batches differ.
     determinism = "best_effort"
 
