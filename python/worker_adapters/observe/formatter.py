@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import IO, Any, Final
 
 from worker_adapters._core import Redactor
+from worker_adapters.observe.logs import is_narration
 
 __all__ = ["FIELDS", "JsonFormatter", "JsonHandler"]
 
@@ -50,7 +51,8 @@ class JsonFormatter(logging.Formatter):
     ``ts`` is UTC with milliseconds. Only ASCII, so that nothing can be taken for the end of a line.
     A number that is not finite is left out; what JSON has no scalar for is text. Records of others
     are formatted, too: their message is ``human``, what was raised ``exception``, and all of their
-    text is redacted.
+    text is redacted, whatever attributes they have. So is that of a line that `Logs.emit` was
+    given, and of one that came here pickled.
     """
 
     def __init__(self) -> None:
@@ -59,24 +61,20 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without its end."""
-        at = datetime.fromtimestamp(record.created, UTC)
-        line: dict[str, Any] = {
-            "ts": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "level": record.levelname,
-            "logger": record.name,
-        }
         told = record.__dict__
-        is_own = "actor" in told
-        for name in FIELDS:
-            value = _scalar(told.get(name))
-            if value is not None:
-                foreign = isinstance(value, str) and not is_own
-                line[name] = self._redactor.redact(str(value)) if foreign else value
-        human = record.getMessage()
-        line["human"] = human if is_own else self._redactor.redact(human)
+        line: dict[str, Any] = {"level": record.levelname, "logger": record.name}
+        line |= {name: value for name in FIELDS if (value := _scalar(told.get(name))) is not None}
+        line["human"] = record.getMessage()
+        if not is_narration(record):
+            line = {name: self._redacted(value) for name, value in line.items()}
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = self._redactor.redact(self.formatException(record.exc_info))
-        return json.dumps(line, separators=(",", ":"))
+        at = datetime.fromtimestamp(record.created, UTC)
+        ts = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return json.dumps({"ts": ts, **line}, separators=(",", ":"))
+
+    def _redacted(self, value: Any) -> Any:
+        return self._redactor.redact(str(value)) if isinstance(value, str) else value
 
 
 def _scalar(value: object) -> str | int | float | None:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 from worker_adapters.observe.text import TextPolicy
 
-__all__ = ["LOGGER", "Logs"]
+__all__ = ["LOGGER", "Logs", "is_narration"]
 
 LOGGER: Final = "worker_adapters"
 """The logger above all of this library's; it has a `logging.NullHandler` and no level."""
@@ -28,6 +28,19 @@ EXIT_SECONDS: Final = 1.0
 """How long an interpreter that ends waits for lines that are still on their way."""
 
 logging.getLogger(LOGGER).addHandler(logging.NullHandler())
+
+
+class _Origin(str):
+    """Where a record says it was made, if it was made here; plain text once it is pickled."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
+
+
+UNKNOWN: Final = "(worker_adapters)"
+NARRATION: Final = _Origin(UNKNOWN)
 
 _Item: TypeAlias = tuple[logging.Logger, logging.LogRecord, contextvars.Context] | threading.Event
 
@@ -91,12 +104,19 @@ class Logs:
         Never waits, never raises: a line that cannot be made, because a field is named as an
         attribute that every record has, is counted with those dropped.
         """
+        self._emit(level, human, fields, UNKNOWN)
+
+    def _narrate(self, level: int, human: str, fields: Mapping[str, Any]) -> None:
+        """Log a line of this library's own, all of whose text is known to be fit for it."""
+        self._emit(level, human, fields, NARRATION)
+
+    def _emit(self, level: int, human: str, fields: Mapping[str, Any], origin: str) -> None:
         logger = self.logger
         if not logger.isEnabledFor(level):
             return
         try:
             record = logger.makeRecord(
-                logger.name, level, "(worker_adapters)", 0, human, (), None, extra=dict(fields)
+                logger.name, level, origin, 0, human, (), None, extra=dict(fields)
             )
         except Exception:  # noqa: BLE001 - a program's record factory may raise anything
             self._of_this_process().drop()
@@ -220,6 +240,11 @@ class _Pump:
                     item.set()
                 elif item is not None:
                     self.drop()
+
+
+def is_narration(record: logging.LogRecord) -> bool:
+    """Whether a line is this library's own; what it says, and its attributes, anyone can say."""
+    return record.pathname is NARRATION
 
 
 def _is_heard(logger: logging.Logger) -> bool:

@@ -151,7 +151,7 @@ class Narrator:
     def tell(self, action: str, human: str, fields: dict[str, Any]) -> None:
         """Tell that, in a sentence and in fields; those that are None are left out."""
         told = {name: value for name, value in fields.items() if value is not None}
-        self.logs.emit(ACTIONS[action], human, {**self._fields, **told, "action": action})
+        self.logs._narrate(ACTIONS[action], human, {**self._fields, **told, "action": action})
 
     def redacted(self, text: str) -> str:
         """The text without keys, and whatever looks like one."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import gc
 import io
 import json
 import logging
 import math
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -20,12 +22,13 @@ from uuid import uuid4
 
 import pytest
 
-from tests.unit.observe.lines import heard
+from tests.unit.observe.lines import Heard, heard
 from worker_adapters.observe.formatter import JsonFormatter, JsonHandler
 from worker_adapters.observe.logs import LOGGER, Logs
+from worker_adapters.observe.narration import Narrator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 WITHIN = 20.0
 
@@ -344,6 +347,72 @@ def test_a_line_is_one_line_of_ascii() -> None:
         ears.logs.emit(logging.INFO, "Sending a task.", fields)
         (line,) = ears.lines()
         assert line["job_id"] == fields["job_id"]
+
+
+SECRET = "sk-0123456789abcdef0123"
+
+FORGED = {
+    "actor": "adapter-host",
+    "action": "end",
+    "target": f"chat/{SECRET}",
+    "session_id": SECRET,
+    "pathname": "(worker_adapters)",
+    "name": "worker_adapters.adapter",
+}
+"""What anybody's record may have, and those of a narrator do."""
+
+
+def handed_to_logs(ears: Heard) -> None:
+    told = {name: value for name, value in FORGED.items() if name not in {"pathname", "name"}}
+    ears.logs.emit(logging.INFO, f"The key is {SECRET}.", told)
+
+
+def made_by_hand(ears: Heard) -> None:
+    ears.handler.handle(logging.makeLogRecord({"msg": f"The key is {SECRET}.", **FORGED}))
+
+
+@pytest.mark.parametrize("told", [handed_to_logs, made_by_hand])
+def test_a_record_is_none_of_ours_for_its_attributes(told: Callable[[Heard], None]) -> None:
+    ears = Heard()
+    told(ears)
+    (line,) = ears.lines()
+    ears.logs.close()
+    assert (line["actor"], line["action"]) == ("adapter-host", "end")
+    assert SECRET not in str(line)
+    assert line["human"].startswith("The key is ****")
+
+
+def narrated() -> logging.LogRecord:
+    """A line of a narrator, with an id that could be taken for a key."""
+    records: list[logging.LogRecord] = []
+    ears = Heard()
+
+    def keep(record: logging.LogRecord) -> bool:
+        records.append(record)
+        return False
+
+    ears.logger.addFilter(keep)
+    narrator = Narrator(
+        ears.logs, engine="llamacpp", pool_id=SECRET, replica_id="0", clock=lambda: 0.0
+    )
+    narrator.breaker("closed")
+    ears.lines()
+    ears.logs.close()
+    (record,) = records
+    return record
+
+
+def test_a_line_of_ours_keeps_its_ids_on_its_way_through_queues() -> None:
+    record = narrated()
+    for one in (record, copy.copy(record)):
+        assert json.loads(JsonFormatter().format(one))["pool_id"] == SECRET
+
+
+def test_nobody_vouches_for_a_line_from_another_process() -> None:
+    record = pickle.loads(pickle.dumps(narrated()))
+    assert type(record.pathname) is str
+    assert record.pathname == FORGED["pathname"]
+    assert SECRET not in JsonFormatter().format(record)
 
 
 def test_records_of_others_are_redacted() -> None:

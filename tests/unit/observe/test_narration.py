@@ -296,7 +296,7 @@ def test_no_id_gets_into_a_sentence(engine: str, pool: str, detail: str, tokens:
         def is_enabled(self, level: int = logging.ERROR) -> bool:
             return level > 0
 
-        def emit(self, level: int, human: str, fields: Any) -> None:
+        def _narrate(self, level: int, human: str, fields: Any) -> None:
             del level, fields
             told.append(human)
 
