@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import random
 import weakref
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 from worker_adapters._core import StreamDecoder, TokenEvent
@@ -24,7 +24,9 @@ from worker_adapters.host.routing import Router
 from worker_adapters.stream import TokenStream
 from worker_adapters.transport._pulled import PulledStream
 
-__all__ = ["CancelledInQueueError", "Dispatcher"]
+__all__ = ["CancelledInQueueError", "Dispatcher", "settled"]
+
+_T = TypeVar("_T")
 
 CANCEL_SECONDS: Final = 5.0
 """How long an adapter may take to end a task that its replica leaves with."""
@@ -289,13 +291,7 @@ class Dispatcher:
         except Exception as cause:
             if lease.expelled is not None:
                 raise lease.expelled from None
-            lease.fault = InternalError(
-                message=f"the adapter broke: {type(cause).__name__}",
-                detail="internal",
-                phase="head",
-                engine=adapter.engine,
-                correlation_id=ticket.context.correlation_id,
-            )
+            lease.fault = _broken(lease, cause, "head")
             raise lease.fault from cause
         return stream
 
@@ -438,34 +434,67 @@ class Dispatcher:
             lease.expel(draining(lease.ticket, processed="unknown"))
 
     async def abort(self, replica: Replica) -> int:
-        """End everything that is under way on a replica; how much that was."""
+        """End everything that is under way on a replica; how much that was.
+
+        Raises WorkerError, once all of it has been tried.
+        """
         leases = list(replica.leases)
         self.expel(replica)
-        await asyncio.gather(*(self._end(lease) for lease in leases))
+        await settled(self._end(lease) for lease in leases)
         return len(leases)
 
     async def _end(self, lease: Lease) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CANCEL_SECONDS):
-                await lease.replica.adapter.cancel(lease.ticket.task_id)
+                await self._cancelled(lease, 0.0)
 
     async def cancel(self, ticket: Ticket, confirm_within_ms: float) -> CancelReceipt:
-        """Cancel a task wherever it is."""
+        """Cancel a task wherever it is. Raises WorkerError, once that has been tried everywhere."""
         began = self._clock()
         leases = list(ticket.leases)
         ticket.cancel()
-        receipts = await asyncio.gather(
-            *(
-                lease.replica.adapter.cancel(ticket.task_id, confirm_within_ms=confirm_within_ms)
-                for lease in leases
-            )
-        )
-        self._tell("cancel", ticket, ticket.pool_id, leases[0].replica if leases else None)
+        try:
+            receipts = await settled(self._cancelled(lease, confirm_within_ms) for lease in leases)
+        finally:
+            self._tell("cancel", ticket, ticket.pool_id, leases[0].replica if leases else None)
         if receipts:
             return _joined(receipts)
         return CancelReceipt(
             method="close", sent=True, elapsed_ms=round((self._clock() - began) * 1000, 3)
         )
+
+    async def _cancelled(self, lease: Lease, confirm_within_ms: float) -> CancelReceipt:
+        """Have the adapter cancel the task. Raises WorkerError, whatever the adapter does."""
+        adapter, task_id = lease.replica.adapter, lease.ticket.task_id
+        try:
+            receipt = await adapter.cancel(task_id, confirm_within_ms=confirm_within_ms)
+            if not isinstance(receipt, CancelReceipt):
+                raise TypeError("cancel returned no receipt")  # noqa: TRY301 - as if it had raised it
+        except WorkerError:
+            raise
+        except Exception as cause:
+            raise _broken(lease, cause, "cancel") from cause
+        return receipt
+
+
+async def settled(works: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """Do all of it at once and return what came of it; when all is over, raise the first error."""
+    results = await asyncio.gather(*works, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return cast("list[_T]", results)
+
+
+def _broken(lease: Lease, cause: Exception, phase: str) -> InternalError:
+    """Return the error for what an adapter raised that is none, without any of its text."""
+    return InternalError(
+        message=f"the adapter broke: {type(cause).__name__}",
+        detail="internal",
+        phase=phase,
+        engine=lease.replica.adapter.engine,
+        correlation_id=lease.ticket.context.correlation_id,
+    )
 
 
 def _joined(receipts: list[CancelReceipt]) -> CancelReceipt:

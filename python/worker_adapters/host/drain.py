@@ -1,9 +1,8 @@
 """Taking replicas out: no new tasks, then waiting, then ending what is left."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 
-from worker_adapters.host.dispatch import Dispatcher
+from worker_adapters.host.dispatch import Dispatcher, settled
 from worker_adapters.host.events import HostEvent, Observers
 from worker_adapters.host.replica import Replica
 from worker_adapters.host.reports import DrainReceipt
@@ -21,12 +20,13 @@ async def drained(
 ) -> DrainReceipt:
     """Wait until the replicas, which take no new tasks any more, have none; then end what is left.
 
-    They stay as they are should the caller be cancelled meanwhile.
+    They stay as they are should the caller be cancelled meanwhile. Raises WorkerError, when all of
+    it is over, for what an adapter could not end.
     """
     began = clock()
     before = sum(replica.in_flight for replica in replicas)
-    aborted = await asyncio.gather(
-        *(_one_drained(replica, seconds, dispatcher, observers) for replica in replicas)
+    aborted = await settled(
+        _one_drained(replica, seconds, dispatcher, observers) for replica in replicas
     )
     return DrainReceipt(
         replicas=tuple(replica.replica_id for replica in replicas),

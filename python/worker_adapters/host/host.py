@@ -254,7 +254,7 @@ class AdapterHost:
         ``finish_reason="cancelled"``, submits without an answer by a retriable error. Tasks that
         wait for a place fail at once where nothing is left that could take them. A drained replica
         stays so: `unbind` or `rebind` it. Raises ValueError for what is not bound, or a time that
-        is none.
+        is none; InternalError, when all is over, where an adapter broke while it ended a task.
         """
         if not 0 <= deadline_ms <= MAX_DRAIN_MS:
             raise ValueError(f"deadline_ms must be from 0 to {MAX_DRAIN_MS}, not {deadline_ms}")
@@ -320,7 +320,8 @@ class AdapterHost:
         """Cancel a task in whatever phase, waiting for a place included.
 
         Idempotent; a task that is unknown in that pool, or has ended, is no error. No token is
-        emitted after it returns. See `WorkerAdapter.cancel`.
+        emitted after it returns. Raises InternalError where the adapter breaks. See
+        `WorkerAdapter.cancel`.
         """
         self._check_here()
         patience(confirm_within_ms)

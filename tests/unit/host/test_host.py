@@ -438,6 +438,64 @@ def test_what_an_adapter_breaks_is_an_internal_error_and_opens_the_breaker(retur
     run(main())
 
 
+def breaking(returns: bool) -> Any:
+    """A cancel of an adapter that raises what is no WorkerError, or returns no receipt."""
+
+    async def cancel(*_: object, **__: object) -> None:
+        if not returns:
+            raise KeyError("a canary prompt nobody may see")
+
+    return cancel
+
+
+def assert_broken(error: InternalError, broken: Scripted) -> None:
+    assert (error.code, error.detail, error.phase) == ("INTERNAL", "internal", "cancel")
+    assert (error.retriable, error.engine) == (False, broken.engine)
+    assert error.correlation_id in {context.correlation_id for context in broken.contexts}
+    assert error.message == f"the adapter broke: {type(error.__cause__).__name__}"
+
+
+@pytest.mark.parametrize("returns", [False, True], ids=["raises", "returns None"])
+def test_what_an_adapter_breaks_in_a_cancel_is_an_internal_error(returns: bool) -> None:
+    async def main() -> None:
+        one, log = Scripted("a", play=left_open), Log()
+        async with host_of(one, observers=[log]) as host:
+            given = task()
+            stream = await host.submit("pool", given)
+            mended, one.cancel = one.cancel, breaking(returns)  # type: ignore[method-assign]
+            with pytest.raises(InternalError) as caught:
+                await host.cancel("pool", given.task_id)
+            assert_broken(caught.value, one)
+            assert log.actions("cancel") == [("cancel", "a", None)]
+            # It is where it was, and can be cancelled yet.
+            one.cancel = mended  # type: ignore[method-assign]
+            assert (await host.cancel("pool", given.task_id)).sent
+            assert await kinds(stream) == ["end"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("returns", [False, True], ids=["raises", "returns None"])
+def test_what_an_adapter_breaks_in_a_drain_is_an_internal_error(returns: bool) -> None:
+    async def main() -> None:
+        ill, well, log = Scripted("a", play=left_open), Scripted("b", play=left_open), Log()
+        async with host_of(ill, well, observers=[log]) as host:
+            streams = [await host.submit("pool", task()) for _ in range(8)]
+            assert len(ill.bodies) + len(well.bodies) == 8
+            mended, ill.cancel = ill.cancel, breaking(returns)  # type: ignore[method-assign]
+            with pytest.raises(InternalError) as caught:
+                await host.drain("pool", deadline_ms=10)
+            assert_broken(caught.value, ill)
+            # The other replica has been drained meanwhile.
+            assert log.actions("drained") == [("drained", "b", None)]
+            assert sorted(well.cancelled) == sorted(well.bodies)
+            ill.cancel = mended  # type: ignore[method-assign]
+        for stream in streams:
+            assert await kinds(stream) == ["end"]
+
+    run(main())
+
+
 def test_a_closed_host_takes_nothing() -> None:
     async def main() -> None:
         one = Scripted("a", play=left_open)
