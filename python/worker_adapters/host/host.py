@@ -63,8 +63,8 @@ class AdapterHost:
     owns what is bound to it: adapters are closed when they are replaced, unbound or left.
 
     A host is an async context manager and belongs to the event loop that it is first used in; every
-    method is called there. What binds, decides or submits raises RuntimeError elsewhere. `registry`
-    may be read from any thread.
+    method is called there, and raises RuntimeError elsewhere. `registry` may be read from any
+    thread.
 
     Args:
         policy: What holds for pools that have no policy of their own.
@@ -145,6 +145,7 @@ class AdapterHost:
 
         Raises ValueError for what cannot be called, and where there are too many.
         """
+        self._check_here()
         self._observers.add(observer)
 
     # The registry.
@@ -407,6 +408,7 @@ class AdapterHost:
         """Take nothing more, end what is in flight, close every adapter. Idempotent."""
         if self._closed:
             return
+        self._check_here()
         self._closed = True
         replicas = [*self.registry.replicas(), *self._retired]
         probing = [replica.probing for replica in replicas if replica.probing is not None]

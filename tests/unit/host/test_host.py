@@ -533,8 +533,9 @@ def test_a_host_belongs_to_one_loop() -> None:
         lambda host: host.forget("empty"),
         lambda host: host.configure("pool", PoolPolicy()),
         lambda host: host.set_admission("pool", "shed"),
+        lambda host: host.observe(Log()),
     ],
-    ids=["bind", "rebind", "unbind", "forget", "configure", "set_admission"],
+    ids=["bind", "rebind", "unbind", "forget", "configure", "set_admission", "observe"],
 )
 def test_a_host_is_changed_in_its_own_loop(change: Callable[[AdapterHost], None]) -> None:
     host = AdapterHost(pools={"empty": PoolPolicy()})
@@ -556,6 +557,26 @@ def test_a_host_is_changed_in_its_own_loop(change: Callable[[AdapterHost], None]
             assert host.registry.snapshot is before
             assert (await host.health("pool")).decision == "admit"
             change(host)
+
+    asyncio.run(main())
+
+
+def test_a_host_is_closed_in_its_own_loop() -> None:
+    one = Scripted("a", play=left_open)
+    host = AdapterHost()
+    host.bind(one)
+
+    async def main() -> None:
+        async with host:
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await asyncio.to_thread(run, host.aclose())
+            assert not host.is_closed
+            stream = await host.submit("pool", task())
+            assert not is_closed(one)
+        assert is_closed(one)
+        assert await kinds(stream) == ["end"]
+        # There is nothing left to do anywhere.
+        await asyncio.to_thread(run, host.aclose())
 
     asyncio.run(main())
 
