@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +25,9 @@ from worker_adapters.observe.text import TextPolicy
 
 __all__ = ["Changes", "ConfiguredHost", "adapters_of", "host_from_config"]
 
+RESTART: Final = "The new configuration has other [metrics], which take a restart."
+"""What a reload says of a section that it leaves as it is."""
+
 _OF_THE_FILE: Final = ("url", "engine", "device_mask", "options", "timeouts", "sampler_profiles")
 """Fields that are no argument of an adapter by the same name."""
 
@@ -39,6 +43,10 @@ class Changes:
     """Pools whose policy is another one now, and new ones."""
     forgotten: tuple[str, ...] = ()
     """Pools that are gone."""
+    sections: tuple[str, ...] = ()
+    """``logs`` and ``probes``, where they are others now."""
+    needs_restart: tuple[str, ...] = ()
+    """``metrics``, where what counts since the start was made of others."""
 
 
 class ConfiguredHost:
@@ -62,6 +70,8 @@ class ConfiguredHost:
         self._config = config
         self._owns_logs = logs is None
         self.logs = logs_of(config) if logs is None else logs
+        # What has been counted stays where it is; nobody's metrics are made of a later section.
+        self._counted = config.metrics if metrics is None else None
         self.metrics = metrics_of(config, clock) if metrics is None else metrics
         """Where all of it is counted; serve it as docs/metrics.md says."""
         shared = {"clock": clock, "logs": self.logs, "metrics": self.metrics}
@@ -125,8 +135,9 @@ class ConfiguredHost:
         has changed, another adapter takes its place. Streams finish on the adapter that they are
         on. Nothing changes where anything cannot be made, or where a new replica's place has been
         taken by hand: ConfigError. One that was unbound by hand is bound again where anything of it
-        has changed. ``logs``, ``metrics`` and ``probes`` are those of the start. To be called in
-        the host's loop. Raises RuntimeError once the host is closed.
+        has changed. ``probes`` hold at once, and so do ``logs`` where none were given at the start;
+        ``metrics`` are those of the start, and where others are wanted a line warns of it. To be
+        called in the host's loop. Raises RuntimeError once the host is closed.
         """
         if self.host.is_closed:
             raise RuntimeError("the host has been closed")
@@ -162,13 +173,31 @@ class ConfiguredHost:
             with contextlib.suppress(ValueError):
                 host.forget(pool_id)
         self._config = after
+        sections = tuple(self._changed_sections(before, after))
+        needs_restart = self._needs_restart(after)
+        if needs_restart:
+            self.logs.emit(logging.WARNING, RESTART, {})
         return Changes(
             bound=_named(added),
             rebound=_named(changed),
             unbound=_named(removed),
             configured=tuple(configured),
             forgotten=tuple(gone),
+            sections=sections,
+            needs_restart=needs_restart,
         )
+
+    def _changed_sections(self, before: Configuration, after: Configuration) -> Iterator[str]:
+        """Yield what is another one now, beside replicas and pools."""
+        if self._owns_logs and before.logs != after.logs:
+            self.logs.change(**_logs(after))
+            yield "logs"
+        if before.probes != after.probes:
+            self.host.set_probes(after.probes)
+            yield "probes"
+
+    def _needs_restart(self, after: Configuration) -> tuple[str, ...]:
+        return ("metrics",) if self._counted not in (None, after.metrics) else ()
 
     def _is_bound(self, key: "_Key") -> bool:
         pool = self.host.registry.pool(key[0])
@@ -215,13 +244,18 @@ def metrics_of(config: Configuration, clock: Callable[[], float] = time.monotoni
 
 def logs_of(config: Configuration) -> Logs:
     """Return where the lines go that a configuration says."""
+    return Logs(**_logs(config))
+
+
+def _logs(config: Configuration) -> dict[str, Any]:
+    """Return the arguments of the `Logs` that a configuration says."""
     logs = config.logs
     text = None
     if logs.text is not None and config.mode == "dev":
         text = TextPolicy(
             mode="dev", sample_rate=logs.text.sample_rate, max_chars=logs.text.max_chars
         )
-    return Logs(logs.logger, capacity=logs.capacity, text=text)
+    return {"logger": logs.logger, "capacity": logs.capacity, "text": text}
 
 
 def extensions_of(config: Configuration) -> Extensions:

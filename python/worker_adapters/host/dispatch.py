@@ -56,7 +56,8 @@ class Dispatcher:
         self._observers = observers
         self._clock = clock
         self._router = Router(rng)
-        self._interval = interval
+        self.interval = interval
+        """How often replicas are probed, in seconds."""
         self._vacated = vacated
         self.tickets: dict[UUID, Ticket] = {}
         """Every task that is under way, by its id."""
@@ -190,7 +191,7 @@ class Dispatcher:
             pool,
             lambda replica: mask is None or replica.device_mask == mask,
             self._clock(),
-            self._interval,
+            self.interval,
             is_pinned=route.is_pinned,
         )
 

@@ -168,6 +168,20 @@ class AdapterHost:
         )
         known.admission.wake_all()
 
+    def set_probes(self, policy: ProbePolicy) -> None:
+        """Probe as this policy says from now on, every replica at once for the first time.
+
+        Raises ValueError for what is no policy.
+        """
+        self._check_open()
+        self._check_here()
+        self._probes = _a(ProbePolicy, "policy", policy)
+        self._dispatcher.interval = policy.interval
+        if self._prober is not None:
+            self._prober = self._new_prober()
+            for replica in self.registry.replicas():
+                self._prober.take_over(replica)
+
     def bind(self, adapter: WorkerAdapter, *, device_mask: str | None = None) -> None:
         """Have an adapter take tasks, as the replica that its ``pool_id`` and ``replica_id`` say.
 
@@ -429,12 +443,13 @@ class AdapterHost:
         self._check_open()
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-            self._prober = Prober(
-                self._probes, clock=self._clock, rng=self._rng, changed=self._on_report
-            )
+            self._prober = self._new_prober()
             for replica in self.registry.replicas():
                 self._prober.start(replica)
         self._check_here()
+
+    def _new_prober(self) -> Prober:
+        return Prober(self._probes, clock=self._clock, rng=self._rng, changed=self._on_report)
 
     def _check_here(self) -> None:
         """Raise RuntimeError outside of the loop that the host belongs to, once it has one."""

@@ -54,6 +54,12 @@ class Prober:
         if replica.probing is not None:
             replica.probing.cancel()
 
+    def take_over(self, replica: Replica) -> None:
+        """Probe a replica that another one has probed so far."""
+        self.stop(replica)
+        replica.probing = None
+        self.start(replica)
+
     async def probe(self, replica: Replica) -> Report:
         """Probe a replica now, within the policy's time. Never raises for what it finds."""
         async with self._at_once:

@@ -69,13 +69,7 @@ class Logs:
         capacity: int = CAPACITY,
         text: TextPolicy | None = None,
     ) -> None:
-        # Whoever has no type checker learns it here.
-        if not isinstance(capacity, int):
-            raise TypeError("capacity must be a whole number")
-        if capacity < 1:
-            raise ValueError(f"capacity must be 1 or more, not {capacity}")
-        if text is not None and not isinstance(text, TextPolicy):
-            raise TypeError("text must be a TextPolicy")
+        _check(capacity, text)
         self.logger = logging.getLogger(logger) if isinstance(logger, str) else logger
         self.text = text
         self._capacity = capacity
@@ -93,6 +87,22 @@ class Logs:
         The queue was full or closed, a handler raised, or their fields made no record.
         """
         return self._of_this_process().dropped
+
+    def change(
+        self,
+        logger: logging.Logger | str,
+        *,
+        capacity: int = CAPACITY,
+        text: TextPolicy | None = None,
+    ) -> None:
+        """Have it as one that is made with these from now on; lines on their way stay on it.
+
+        A task whose text is told is told no more of once ``text`` is None.
+        """
+        _check(capacity, text)
+        self.logger = logging.getLogger(logger) if isinstance(logger, str) else logger
+        self.text = text
+        self._capacity = self._of_this_process().capacity = capacity
 
     def is_enabled(self, level: int = logging.ERROR) -> bool:
         """Whether a line of that level would reach a handler."""
@@ -155,14 +165,14 @@ class _Pump:
         self.process = os.getpid()
         self.is_closed = is_closed
         self.dropped = 0
-        self._capacity = capacity
+        self.capacity = capacity
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         # Reentrant: a signal handler, or a finalizer, may log while its own thread is in here.
         self._lock = threading.RLock()
 
     def put(self, item: _Item) -> None:
-        if self.is_closed or self._queue.qsize() >= self._capacity or not self._started():
+        if self.is_closed or self._queue.qsize() >= self.capacity or not self._started():
             self.drop()
         else:
             self._queue.put(item)
@@ -240,6 +250,16 @@ class _Pump:
                     item.set()
                 elif item is not None:
                     self.drop()
+
+
+def _check(capacity: int, text: TextPolicy | None) -> None:
+    # Whoever has no type checker learns it here.
+    if not isinstance(capacity, int):
+        raise TypeError("capacity must be a whole number")
+    if capacity < 1:
+        raise ValueError(f"capacity must be 1 or more, not {capacity}")
+    if text is not None and not isinstance(text, TextPolicy):
+        raise TypeError("text must be a TextPolicy")
 
 
 def is_narration(record: logging.LogRecord) -> bool:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 
-from tests.unit.tasks import task
+from tests.unit.tasks import PROMPT, task
 from tests.unit.wire import eventually
-from worker_adapters import Extensions, LlamaCppAdapter, WorkerError
+from worker_adapters import Extensions, LlamaCppAdapter, Logs, Metrics, WorkerError
 from worker_adapters.config import Changes, ConfigError, Configuration, host_from_config
 from worker_adapters.config.build import adapters_of, extensions_of, logs_of
 from worker_adapters.testing.engines import scripted_engine
@@ -155,6 +156,66 @@ async def test_a_reload_after_replicas_were_unbound_by_hand(
         configured.host.unbind("chat", "b")
         configured.host.forget("chat")
         assert configured.reload(config()) == Changes(forgotten=("chat",))
+
+
+async def test_a_reload_has_other_probes_at_once(one: ScriptedEngine) -> None:
+    pools = chat(a=one.url)
+    async with host_from_config(config(pools=pools, probes={"interval": 3600.0})) as configured:
+        await configured.host.probe()
+        (replica,) = configured.host.registry.replicas()
+        before = replica.report
+        after = config(pools=pools, probes={"interval": 0.05})
+        assert configured.reload(after) == Changes(sections=("probes",))
+        await eventually(lambda: replica.report is not before, "the replica is probed anew")
+        assert configured.reload(after) == Changes()
+
+
+TEXT = {"sample_rate": 1.0}
+
+
+async def test_a_reload_ends_the_telling_of_text(
+    one: ScriptedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "other")
+    one.behave(pieces=("said",), delay_ms=5)
+    pools = chat(a=one.url)
+    told = config(mode="dev", pools=pools, logs={"logger": "other", "text": TEXT})
+    async with host_from_config(told) as configured:
+        running = await configured.host.submit("chat", task(max_tokens=20))
+        assert (await anext(running)).kind == "started"
+        assert configured.logs.flush()
+        assert [row.prompt for row in caplog.records if hasattr(row, "prompt")] == [PROMPT]
+        after = config(pools=pools, logs={"logger": "other", "capacity": 1000})
+        assert configured.reload(after) == Changes(sections=("logs",))
+        await running.collect()
+        await (await configured.host.submit("chat", task(max_tokens=2))).collect()
+        assert configured.logs.flush()
+    assert [row.__dict__["action"] for row in caplog.records].count("text") == 1
+    assert {row.name for row in caplog.records} == {"other"}
+
+
+async def test_logs_that_were_given_are_not_of_the_configuration() -> None:
+    logs = Logs("given")
+    async with host_from_config(config(), logs=logs) as configured:
+        assert configured.reload(config(logs={"logger": "other"})) == Changes()
+    assert logs.logger.name == "given"
+    logs.close()
+
+
+async def test_a_reload_says_what_takes_a_restart(caplog: pytest.LogCaptureFixture) -> None:
+    logs = {"logger": "other"}
+    other = config(logs=logs, metrics={"max_series": 100})
+    async with host_from_config(config(logs=logs)) as configured:
+        for _ in range(2):  # for as long as it is so
+            assert configured.reload(other) == Changes(needs_restart=("metrics",))
+        assert configured.reload(config(logs=logs)) == Changes()
+        assert configured.logs.flush()
+    assert [(row.name, row.levelname, row.getMessage()) for row in caplog.records] == [
+        ("other", "WARNING", "The new configuration has other [metrics], which take a restart.")
+    ] * 2
+    async with host_from_config(config(), metrics=Metrics()) as configured:
+        # The program's own are none of its business.
+        assert configured.reload(other).needs_restart == ()
 
 
 async def test_a_reload_of_what_is_closed(one: ScriptedEngine) -> None:

@@ -534,8 +534,9 @@ def test_a_host_belongs_to_one_loop() -> None:
         lambda host: host.configure("pool", PoolPolicy()),
         lambda host: host.set_admission("pool", "shed"),
         lambda host: host.observe(Log()),
+        lambda host: host.set_probes(ProbePolicy()),
     ],
-    ids=["bind", "rebind", "unbind", "forget", "configure", "set_admission", "observe"],
+    ids=["bind", "rebind", "unbind", "forget", "configure", "admission", "observe", "probes"],
 )
 def test_a_host_is_changed_in_its_own_loop(change: Callable[[AdapterHost], None]) -> None:
     host = AdapterHost(pools={"empty": PoolPolicy()})
@@ -579,6 +580,32 @@ def test_a_host_is_closed_in_its_own_loop() -> None:
         await asyncio.to_thread(run, host.aclose())
 
     asyncio.run(main())
+
+
+def test_probes_can_be_others_at_any_time() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        one = Scripted("a")
+        host = host_of(one, probes=ProbePolicy(interval=3600.0))
+        host.set_probes(ProbePolicy(interval=1800.0))  # before there is a loop to probe in
+        async with host:
+            await host.probe()
+            began, before = loop.time(), one.probes
+            host.set_probes(ProbePolicy(interval=10.0))
+            await asyncio.sleep(95.0)
+            # Ten at the interval, those that draw a tenth less come to eleven.
+            assert 10 <= one.probes - before <= 11
+            host.set_probes(ProbePolicy(interval=3600.0))
+            await asyncio.sleep(0.0)
+            before = one.probes
+            await asyncio.sleep(3000.0)
+            # Nobody goes on as before beside it.
+            assert one.probes - before <= 1
+            assert loop.time() - began > 3000.0
+            with pytest.raises(ValueError, match="policy must be a ProbePolicy"):
+                host.set_probes(None)  # type: ignore[arg-type]
+
+    run(main())
 
 
 # Cancelling.
