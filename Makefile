@@ -109,11 +109,22 @@ fmt: $(call stamp,DEV) ## format Rust and Python and apply ruff's safe fixes
 fuzz: ## run every fuzz target for FUZZ_SECONDS, default 60; a crash is an error
 	$(PYTHON) rust/core/fuzz/seeds.py
 	cd rust/core/fuzz && env -u RUSTFLAGS $(CARGO) build --release --locked --quiet
+	@# What a run has found is kept as small as it can be without covering less: the next one starts at once.
 	cd rust/core/fuzz && mkdir -p artifacts && for target in $(FUZZ_TARGETS); do \
 		echo "== $$target"; \
-		env -u RUSTFLAGS $(CARGO) run --release --locked --quiet --bin $$target -- corpus/$$target \
-			-max_total_time=$(FUZZ_SECONDS) -max_len=1024 -timeout=25 -verbosity=0 -print_final_stats=1 \
-			-artifact_prefix=artifacts/$$target-; \
+		case $$target in \
+			sse|redact|redact_known) length=128 ;; \
+			json|egress) length=256 ;; \
+			*) length=1024 ;; \
+		esac; \
+		fuzz="env -u RUSTFLAGS $(CARGO) run --release --locked --quiet --bin $$target -- -max_len=$$length"; \
+		mkdir -p corpus/$$target; \
+		$$fuzz corpus/$$target seeds/$$target -dict=dictionaries/$$target.dict \
+			-max_total_time=$(FUZZ_SECONDS) -reload=0 -reduce_inputs=0 -entropic_scale_per_exec_time=1 \
+			-timeout=25 -verbosity=0 -print_final_stats=1 -artifact_prefix=artifacts/$$target-; \
+		rm -rf corpus/merged && mkdir corpus/merged; \
+		$$fuzz -merge=1 -verbosity=0 corpus/merged corpus/$$target; \
+		rm -rf corpus/$$target && mv corpus/merged corpus/$$target; \
 	done
 
 .PHONY: soak
@@ -177,7 +188,7 @@ all: lint test ## everything CI runs
 
 .PHONY: clean
 clean: ## remove everything the commands made
-	rm -rf $(VENV) target dist mutants.out rust/core/fuzz/target rust/core/fuzz/corpus rust/loom/target .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) target dist mutants.out rust/core/fuzz/target rust/core/fuzz/corpus rust/core/fuzz/seeds rust/loom/target .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f python/worker_adapters/_core.*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,8 +1,8 @@
 """Write the first corpus of each fuzz target, out of the repository's vectors and captures.
 
-Run without arguments; ``corpus/TARGET/`` beside this file is where the fuzzers look and what they
-add to. A seed is named by its content, so running it again changes nothing. A target reads a few
-bytes before its proper input, as its ``fuzz_target!`` says: those are chosen here.
+Run without arguments; ``seeds/TARGET/`` beside this file is where a fuzzer begins. A seed is named
+by its content, so running it again changes nothing. A target reads a few bytes before its proper
+input, as its ``fuzz_target!`` says: those are chosen here.
 """
 
 import base64
@@ -126,7 +126,7 @@ def of_egress() -> Iterator[bytes]:
         answers = [ipaddress.ip_address(text) for text in texts]
         v4 = next((a for a in answers if a.version == 4), ipaddress.ip_address("10.20.1.5"))
         v6 = next((a for a in answers if a.version == 6), ipaddress.ip_address("2606:4700::1"))
-        for which in (0, 5, 10, 15):
+        for which in (0x00, 0x15, 0x6A, 0xFF):
             yield v4.packed + v6.packed + bytes([which]) + row["url"].encode()
 
 
@@ -146,9 +146,13 @@ def of_config() -> Iterator[bytes]:
 
 
 def of_http1() -> Iterator[bytes]:
-    """Yield a number that says how to cut, the method, and a response."""
+    """Yield a number that says how to cut, the method, the limits and what it is, and that."""
     for _, response in captures():
         yield b"\7\0" + response
+        yield b"\7\2" + response
+        head, _, body = response.partition(b"\r\n\r\n")
+        if b"chunked" in head.lower():
+            yield b"\7\4" + body
 
 
 def main() -> None:
@@ -157,7 +161,7 @@ def main() -> None:
         name.removeprefix("of_"): make for name, make in globals().items() if name.startswith("of_")
     }
     for target, make in targets.items():
-        folder = HERE / "corpus" / target
+        folder = HERE / "seeds" / target
         folder.mkdir(parents=True, exist_ok=True)
         for seed in make():
             if 0 < len(seed) <= LONGEST:

@@ -16,6 +16,9 @@ static REGISTERED: LazyLock<Redactor> = LazyLock::new(|| Redactor::new(SECRETS).
 
 fuzz_target!(|data: &[u8]| {
     let text = String::from_utf8_lossy(data);
-    assert_redacted(&Redactor::default(), &[], &text);
-    assert_redacted(&REGISTERED, &SECRETS, &text);
+    if data.len().is_multiple_of(4) {
+        assert_redacted(&Redactor::default(), &[], &text);
+    } else {
+        assert_redacted(&REGISTERED, &SECRETS, &text);
+    }
 });

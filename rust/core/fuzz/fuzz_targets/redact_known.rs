@@ -15,7 +15,9 @@ fuzz_target!(|data: &[u8]| {
     let Some((&length, rest)) = data.split_first() else { return };
     let text = String::from_utf8_lossy(rest);
     // The secret is the start of the text, and may stand in the rest of it as well.
-    let (secret, text) = text.split_at(text.floor_char_boundary(usize::from(length % 40)));
+    // Short ones for the most part: what finds a secret takes long to build for a long one.
+    let length = usize::from(if length < 240 { length % 24 } else { length % 40 });
+    let (secret, text) = text.split_at(text.floor_char_boundary(length));
     match Redactor::new([secret]) {
         Ok(redactor) if !is_like_a_marker(secret) => {
             assert_redacted(&redactor, &[secret], &format!("{text}{secret}{text}"));
