@@ -9,34 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import logging
-import traceback
-import warnings
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from uuid import uuid4
 
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import ValidationError
 
-from worker_adapters import Metrics, Redactor, SubmitContext, TaskRequest, Timeouts, WorkerError
+from tests.privacy.shown import KEY, PROMPT, SAID, Shown
+from worker_adapters import Redactor, SubmitContext, TaskRequest, Timeouts, WorkerError
 from worker_adapters.engines import ENGINES, adapter_class
 from worker_adapters.extensions import Extensions
 from worker_adapters.host import AdapterHost
-from worker_adapters.observe.formatter import JsonFormatter
-from worker_adapters.observe.logs import Logs
-from worker_adapters.observe.otel import OpenTelemetry
 from worker_adapters.testing.engines import scripted_engine
 from worker_adapters.testing.wire import RawServer, response
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from worker_adapters.adapter import TokenStream, WorkerAdapter
     from worker_adapters.host import HostEvent
@@ -44,115 +34,6 @@ if TYPE_CHECKING:
     from worker_adapters.testing.wire import Connection
 
 Connect: TypeAlias = "Callable[..., WorkerAdapter]"
-
-KEY: Final = "canary-key-0123456789"
-PROMPT: Final = "Zephyrina told nobody, naïvely, on page one"
-SAID: Final = "Quixotania"
-"""What the engine says, one token of it at a time."""
-CANARIES: Final = (KEY, "Zephyrina", "told nobody", "page one", SAID)
-
-
-class Shown:
-    """Everything that somebody who watches would see."""
-
-    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
-        self._caplog = caplog
-        self._parts: list[str] = []
-        self.errors = 0
-        self.logs = Logs()
-        """Where the adapters' own lines go."""
-        self.metrics = Metrics()
-        self._spans, self._reader = InMemorySpanExporter(), InMemoryMetricReader()
-        self.tracing = TracerProvider(shutdown_on_exit=False)
-        self.tracing.add_span_processor(SimpleSpanProcessor(self._spans))
-        self.metering = MeterProvider([self._reader], shutdown_on_exit=False)
-        self.telemetry = OpenTelemetry(tracer_provider=self.tracing, meter_provider=self.metering)
-
-    def add(self, *things: object) -> None:
-        for thing in things:
-            self._parts += [repr(thing), str(thing), f"{thing}"]
-
-    def add_error(self, error: BaseException) -> None:
-        self.errors += 1
-        looked = traceback.TracebackException.from_exception(error, capture_locals=True)
-        _without_the_test_s_own(looked)
-        self._parts += ["".join(looked.format()), repr(error), str(error), repr(error.args)]
-        if isinstance(error, WorkerError):
-            self._parts.append(json.dumps(error.fields(), ensure_ascii=False))
-
-    def add_tasks(self) -> None:
-        """What a debugger lists while something runs."""
-        for task in asyncio.all_tasks():
-            if task is not asyncio.current_task():
-                self._parts.append(repr(task))
-
-    def actions(self) -> set[str]:
-        """What the adapters' lines so far are of."""
-        assert self.logs.flush()
-        return {getattr(row, "action", "") for row in self._caplog.records}
-
-    def spans(self) -> list[str]:
-        """Each span that has ended, with its attributes, events and status."""
-        ended = self._spans.get_finished_spans()
-        return [json.dumps(json.loads(span.to_json()), ensure_ascii=False) for span in ended]
-
-    def measured(self) -> list[str]:
-        """What is scraped, in both formats, and what OpenTelemetry exports."""
-        data = self._reader.get_metrics_data()
-        return [
-            self.metrics.render(),
-            self.metrics.render(openmetrics=False),
-            repr(self.metrics.snapshot()),
-            "" if data is None else data.to_json(),
-        ]
-
-    def close(self) -> None:
-        self.logs.close()
-        self.tracing.shutdown()
-        self.metering.shutdown()
-
-    def check(self) -> None:
-        assert self.logs.flush()
-        assert not self.logs.dropped
-        # Formatted, with the text of exceptions and the values of all attributes.
-        records = [
-            f"{self._caplog.handler.format(row)} {row.__dict__} {JsonFormatter().format(row)}"
-            for row in self._caplog.records
-        ]
-        for part in (*self._parts, *records, *self.spans(), *self.measured()):
-            for canary in CANARIES:
-                assert canary not in part, f"{canary} shows: {part[:2000]}"
-
-
-def _without_the_test_s_own(looked: traceback.TracebackException | None) -> None:
-    """Forget the variables of frames that hold the canaries because this file wrote them."""
-    while looked is not None:
-        for frame in looked.stack:
-            if frame.filename == __file__ or "/worker_adapters/testing/" in frame.filename:
-                frame.locals = None
-        for below in (*(looked.exceptions or ()), looked.__cause__):
-            _without_the_test_s_own(below)
-        looked = looked.__context__
-
-
-@pytest.fixture
-async def shown(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Shown]:
-    """Watch at the most verbose level; afterwards nothing of the canaries may have shown."""
-    asyncio.get_running_loop().set_debug(True)
-    caplog.set_level(logging.DEBUG)
-    before = {name: logging.getLogger(name).level for name in logging.root.manager.loggerDict}
-    for name in (*before, "asyncio", "httpx", "httpcore", "worker_adapters"):
-        logging.getLogger(name).setLevel(logging.DEBUG)
-    watched = Shown(caplog)
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        yield watched
-        gc.collect()
-    for name, level in before.items():
-        logging.getLogger(name).setLevel(level)
-    watched.add(*(row.message for row in warned))
-    watched.check()
-    watched.close()
 
 
 def task(engine: str, **changes: Any) -> TaskRequest:

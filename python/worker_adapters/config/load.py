@@ -51,6 +51,15 @@ def load(path: str | os.PathLike[str] | None = None, /, **changes: Any) -> Confi
     or JSON where the field is no text; they need the extra ``[config]``. Raises ConfigError, which
     names every problem with its line; OSError where the file cannot be read.
     """
+    try:
+        return _loaded(path, changes)
+    except ConfigError as error:
+        problems = error.problems
+    # What found them has the file's text in its variables, and keys that do not belong there.
+    raise ConfigError(problems)
+
+
+def _loaded(path: str | os.PathLike[str] | None, changes: dict[str, Any]) -> Configuration:
     text = "" if path is None else _read(Path(path))
     source = "configuration" if path is None else str(path)
     try:

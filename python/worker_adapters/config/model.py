@@ -228,11 +228,10 @@ class Configuration(Contract):
         if len(set(versions)) != len(versions):
             raise FieldError(("sampler_profiles",), "two have the same version; give each its own")
         for field, options in self._every_options():
-            for version in options.sampler_profiles or ():
+            for at, version in enumerate(options.sampler_profiles or ()):
                 if version not in versions:
                     raise FieldError(
-                        (*field, "sampler_profiles"),
-                        f"{version!r} is no version of sampler_profiles",
+                        (*field, "sampler_profiles", at), "is no version of sampler_profiles"
                     )
         return self
 
@@ -243,9 +242,7 @@ class Configuration(Contract):
         names = engine_names()
         for field, options in self._every_options():
             if options.engine is not None and options.engine not in names:
-                raise FieldError(
-                    (*field, "engine"), f"{options.engine!r} is none; one of {', '.join(names)}"
-                )
+                raise FieldError((*field, "engine"), f"is no engine; one of {', '.join(names)}")
         for pool_id, pool in self.pools.items():
             for replica_id, replica in pool.replicas.items():
                 if (replica.engine or pool.engine or self.defaults.engine) is None:

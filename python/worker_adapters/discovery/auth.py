@@ -44,16 +44,17 @@ class BearerAuth:
     empty one, or one with spaces around it; TypeError for what is no token.
     """
 
+    # One that could not be made has a repr, too: tracebacks may show it.
+    _known: tuple[tuple[bytes, str], ...] = ()
+
     def __init__(self, tokens: str | SecretStr | Iterable[str | SecretStr]) -> None:
         # A string is iterable, too: of tokens of one character each.
         several = (tokens,) if isinstance(tokens, (str, SecretStr)) else tuple(tokens)
-        if not several:
-            raise ValueError("at least one token is needed")
-        if not all(isinstance(token, (str, SecretStr)) for token in several):
-            raise TypeError("a token is a str or a SecretStr")
-        if any(not _plain(token) or _plain(token) != _plain(token).strip() for token in several):
-            raise ValueError("no token may be empty, or have spaces around it")
-        self._known: Final = tuple((_digest(token), identity_of(token)) for token in several)
+        problem = _problem(several)
+        if problem is not None:
+            del tokens, several  # what prints local variables would show them
+            raise problem
+        self._known = tuple((_digest(token), identity_of(token)) for token in several)
 
     def __repr__(self) -> str:
         return f"BearerAuth({', '.join(identity for _, identity in self._known)})"
@@ -64,17 +65,36 @@ class BearerAuth:
         Every token is compared whichever fits, by digest: the time it takes says nothing about
         one. Raises AuthError.
         """
+        identity, code = self._identified(authorization)
+        if identity is None:
+            del authorization  # what prints local variables would show it
+            raise AuthError(code)
+        return identity
+
+    def _identified(self, authorization: str | None) -> tuple[str | None, int]:
+        """Return whose header it is, or nobody and why."""
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
-            raise AuthError(MISSING_TOKEN)
+            return None, MISSING_TOKEN
         given = _digest(token.strip())
         fits = None
         for known, identity in self._known:
             if hmac.compare_digest(known, given):
                 fits = identity
-        if fits is None:
-            raise AuthError(BAD_TOKEN)
-        return fits
+        return fits, BAD_TOKEN
+
+
+def _problem(tokens: tuple[object, ...]) -> Exception | None:
+    """Return what is wrong with tokens that are to be let in."""
+    if not tokens:
+        return ValueError("at least one token is needed")
+    for token in tokens:
+        if not isinstance(token, (str, SecretStr)):
+            return TypeError("a token is a str or a SecretStr")
+    plain = [_plain(token) for token in tokens if isinstance(token, (str, SecretStr))]
+    if any(not token or token != token.strip() for token in plain):
+        return ValueError("no token may be empty, or have spaces around it")
+    return None
 
 
 def _plain(token: str | SecretStr) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pydantic import SecretStr
+
 from worker_adapters._core import EgressPolicy
 from worker_adapters._secret import SecretBytes
 from worker_adapters.discovery.auth import BAD_TOKEN, MISSING_TOKEN, identity_of
@@ -111,6 +113,9 @@ class Registrar:
         rng: Draws the pauses.
     """
 
+    # One that could not be made has a repr, too: tracebacks may show it.
+    base_url = ""
+
     def __init__(
         self,
         base_url: str,
@@ -125,8 +130,10 @@ class Registrar:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
+        self._workers: dict[tuple[str, str], _Worker] = {}
+        # What prints local variables would show it plain.
+        token = SecretStr(token) if isinstance(token, str) else token
         self._credentials = Credentials(token)
-        del token  # what prints local variables would show it
         if not 0 < interval <= 3600:
             raise ValueError(f"interval must be above 0 and up to 3600 seconds, not {interval}")
         self.base_url = validate_base_url(base_url)
@@ -140,7 +147,6 @@ class Registrar:
         drawn = random.SystemRandom() if rng is None else rng
         self._backoff = Retries(backoff, drawn.uniform)
         self._clock = clock
-        self._workers: dict[tuple[str, str], _Worker] = {}
         self._without_records = 0
         """How many rounds in a row had no records."""
         self._at_once = asyncio.Semaphore(AT_ONCE)
@@ -186,20 +192,12 @@ class Registrar:
         """Register one replica. Raises RegistrationError."""
         headers = self._authorization()
         body = {"pool_id": pool_id, "replica_id": replica_id}
-        answer = await self._post(REGISTER_PATH, body, headers)
-        match answer:
-            case {"ok": True, "identity": str(identity), "pool_id": pool, "replica_id": replica}:
-                pass
-            case _:
-                raise RegistrationError("bad_answer", status=200)
-        if (pool, replica) != (pool_id, replica_id):
-            raise RegistrationError("mismatch", status=200)
-        # Somebody who calls our token otherwise has not seen it: the one that was sent, whatever
-        # is the token by now.
-        told = identity.encode("utf-8", "surrogatepass")
-        if not hmac.compare_digest(told, _identity(headers).encode()):
-            raise RegistrationError("identity", status=200)
-        return Registration(pool_id, replica_id, identity)
+        # No variable here, nor below, holds the answer when it raises: it may quote the token.
+        wanted = Registration(pool_id, replica_id, _identity(headers))
+        problem = _mismatch(await self._post(REGISTER_PATH, body, headers), wanted)
+        if problem is not None:
+            raise RegistrationError(problem, status=200)
+        return wanted
 
     async def push(self, record: ReadinessRecord) -> None:
         """Push one record. Raises RegistrationError, and ValueError where there is no path."""
@@ -275,12 +273,13 @@ class Registrar:
 
     async def _post(self, path: str, body: dict[str, Any], headers: Headers) -> Any:
         """Return the JSON of a 2xx. Raises RegistrationError."""
-        status, data = await self._answer(path, body, headers)
-        answer = _parsed(data)
+        status, answer = await self._answer(path, body, headers)
         if 200 <= status < 300:
             return answer
         code = answer.get("code") if isinstance(answer, dict) else None
+        del answer
         known = code if isinstance(code, int) and not isinstance(code, bool) else None
+        del code
         if status == 401 and known in {MISSING_TOKEN, BAD_TOKEN}:
             detail = "missing_token" if known == MISSING_TOKEN else "bad_token"
             raise RegistrationError(detail, status=401, code=known)
@@ -288,7 +287,8 @@ class Registrar:
 
     async def _answer(
         self, path: str, body: dict[str, Any], authorization: Headers
-    ) -> tuple[int, bytes]:
+    ) -> tuple[int, Any]:
+        """Return the status and what the body says as JSON, None where it is none."""
         headers = (*authorization, (b"Content-Type", b"application/json"))
         request = Request("POST", path, headers, SecretBytes(json.dumps(body).encode()))
         detail: str
@@ -299,7 +299,7 @@ class Registrar:
                     data, _ = await read_body(response, MAX_ERROR_BYTES)
                 finally:
                     await response.aclose()
-                return response.status, data
+                return response.status, _parsed(data)
         except TransportError as error:
             detail = error.detail
         except TimeoutError:
@@ -310,6 +310,21 @@ class Registrar:
 def _identity(authorization: Headers) -> str:
     header = next(value for _, value in authorization)
     return identity_of(header.removeprefix(b"Bearer ").decode("ascii"))
+
+
+def _mismatch(answer: Any, wanted: Registration) -> str | None:
+    """Return in a word what is wrong with the answer to a registration."""
+    match answer:
+        case {"ok": True, "identity": str(identity), "pool_id": pool, "replica_id": replica}:
+            pass
+        case _:
+            return "bad_answer"
+    if (pool, replica) != (wanted.pool_id, wanted.replica_id):
+        return "mismatch"
+    # Somebody who calls our token otherwise has not seen it: the one that was sent, whatever is
+    # the token by now.
+    told = identity.encode("utf-8", "surrogatepass")
+    return None if hmac.compare_digest(told, wanted.identity.encode()) else "identity"
 
 
 def _parsed(data: bytes) -> Any:
