@@ -39,10 +39,10 @@ SCOPE: Final = "worker_adapters"
 DURATION_BUCKETS: Final = tuple(0.01 * 2**n for n in range(14))
 """Seconds, as the conventions want them: 0.01, 0.02, … 81.92."""
 
-CHUNK_BUCKETS: Final = (
+PACE_BUCKETS: Final = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 )  # fmt: skip
-"""Seconds until the first chunk, and between two."""
+"""Seconds between two tokens."""
 
 TOKEN_BUCKETS: Final = tuple(4**n for n in range(14))
 """Tokens: 1, 4, 16, … 67108864."""
@@ -98,13 +98,15 @@ class OpenTelemetry:
             "gen_ai.client.operation.time_to_first_chunk",
             "s",
             "Time to receive the first chunk.",
-            CHUNK_BUCKETS,
+            DURATION_BUCKETS,
         )
-        self._per_chunk = histogram(
-            "gen_ai.client.operation.time_per_output_chunk",
+        # Not `gen_ai.client.operation.time_per_output_chunk`: that is "recorded for each chunk
+        # received after the first one", and nothing here runs per token.
+        self._pace = histogram(
+            "worker_adapters.time_per_output_token",
             "s",
-            "Mean time between output tokens, once per operation.",
-            CHUNK_BUCKETS,
+            "Mean time per output token after the first, once per operation.",
+            PACE_BUCKETS,
         )
         self._tokens = histogram(
             "gen_ai.client.token.usage",
@@ -292,7 +294,7 @@ class TaskSpan:
         tokens, took = terminal.tokens_out or 0, terminal.decode_ms
         if self._is_streaming and tokens > 1 and took is not None:
             seconds = took / 1000 / (tokens - 1)
-            self._record(self._telemetry._per_chunk, seconds, self._common)
+            self._record(self._telemetry._pace, seconds, self._common)
 
     def _finish(self, error_type: str | None, message: str | None = None) -> None:
         if self._is_over:
