@@ -120,7 +120,9 @@ class ConfiguredHost:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the host. Idempotent."""
+        """Close the host, in its own loop. Idempotent."""
+        if not self.host.is_closed:
+            self.host._check_here()
         try:
             await self._gauges.aclose()
         finally:

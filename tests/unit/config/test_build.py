@@ -218,6 +218,18 @@ async def test_a_reload_says_what_takes_a_restart(caplog: pytest.LogCaptureFixtu
         assert configured.reload(other).needs_restart == ()
 
 
+async def test_it_is_closed_in_its_own_loop(one: ScriptedEngine) -> None:
+    async with host_from_config(config(pools=chat(a=one.url))) as configured:
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, configured.aclose())
+        # Nothing of it has been stopped.
+        assert "one" in (await (await configured.host.submit("chat", task())).collect()).text
+        assert configured._gauges._task is not None
+        assert not configured._gauges._task.done()
+    assert configured.host.is_closed
+    await configured.aclose()
+
+
 async def test_a_reload_of_what_is_closed(one: ScriptedEngine) -> None:
     before = config(pools=chat(a=one.url))
     async with host_from_config(before) as configured:
