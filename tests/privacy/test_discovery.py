@@ -10,7 +10,7 @@ import pytest
 
 from tests.privacy.shown import KEY, PROMPT
 from tests.unit.tasks import task
-from worker_adapters import LlamaCppAdapter, WorkerError
+from worker_adapters import LlamaCppAdapter, RetryPolicy, WorkerError
 from worker_adapters.discovery import (
     AuthError,
     BearerAuth,
@@ -85,7 +85,10 @@ async def test_a_registrar(how: str, shown: Shown) -> None:
         RawServer(play) as orchestrator,
         AdapterHost(logs=shown.logs, metrics=shown.metrics) as host,
     ):
-        host.bind(LlamaCppAdapter(engine.url, pool_id="chat", replica_id="a", api_key=KEY))
+        once = RetryPolicy(attempts=1)
+        host.bind(
+            LlamaCppAdapter(engine.url, pool_id="chat", replica_id="a", api_key=KEY, retries=once)
+        )
         readiness = Readiness(host)
         with pytest.raises(WorkerError) as failed:
             await host.submit("chat", task(prompt=PROMPT))
