@@ -192,11 +192,12 @@ impl<'a> Reader<'a> {
         end.saturating_sub(text.raw.len())..end
     }
 
-    /// Where the number just read stands, which must be written with digits alone.
-    pub(crate) fn digits_span(&self) -> Range<usize> {
+    /// Where the number just read stands.
+    pub(crate) fn number_span(&self) -> Range<usize> {
         let before = self.text.as_bytes().get(..self.pos).unwrap_or_default();
-        let digits = before.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
-        self.pos - digits..self.pos
+        let is_of_number =
+            |byte: &&u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+        self.pos - before.iter().rev().take_while(is_of_number).count()..self.pos
     }
 
     /// An error of `kind` at the cursor.

@@ -3,9 +3,9 @@
 //! An engine writes its token frames with one template: the same keys, ids and nulls around a text
 //! and a count. Once a frame has been parsed and checked in full, the next one is checked by
 //! comparing the bytes around those *holes* and reading only what is in them. That is a complete
-//! check: a document that equals a valid one but for valid strings in place of strings and whole
-//! numbers in place of whole numbers is valid and means the same but for these. Anything else falls
-//! back to parsing, so a template can make decoding faster but never different.
+//! check: a document that equals a valid one but for valid strings in place of strings and numbers
+//! in place of numbers is valid and means the same but for these. Anything else falls back to
+//! parsing, so a template can make decoding faster but never different.
 
 use std::fmt;
 use std::ops::Range;
@@ -31,7 +31,7 @@ impl<const HOLES: usize> fmt::Debug for Template<HOLES> {
 
 impl<const HOLES: usize> Template<HOLES> {
     /// Remembers a frame that has been parsed in full. A hole is the inside of a string's quotes or
-    /// all of a whole number; the holes must stand in the order in which they will be read.
+    /// all of a number; the holes must stand in the order in which they will be read.
     pub(crate) fn learn(&mut self, frame: &str, holes: [Range<usize>; HOLES]) {
         let is_ordered = holes.is_sorted_by(|a, b| a.end <= b.start);
         self.holes = (is_ordered && frame.len() <= MAX_FRAME_BYTES).then_some(holes);
@@ -89,14 +89,27 @@ impl<'f> Comparison<'_, 'f> {
         Some(value)
     }
 
+    /// The next hole, a number of any kind, or nothing where the template has nothing.
+    #[inline]
+    pub(crate) fn skip_number(&mut self) -> Option<()> {
+        if self.skip_to_hole()? == 0 {
+            return Some(());
+        }
+        let mut reader = Reader::at(self.frame, self.at);
+        reader.number().ok()?;
+        self.at = reader.offset();
+        Some(())
+    }
+
     /// Whether the frame equals the template to its end.
     #[inline]
     pub(crate) fn is_end(&self) -> bool {
         self.template.get(self.template_at..) == self.frame.as_bytes().get(self.at..)
     }
 
+    /// Compares what is before the next hole; how long that hole is in the template.
     #[inline]
-    fn skip_to_hole(&mut self) -> Option<()> {
+    fn skip_to_hole(&mut self) -> Option<usize> {
         let hole = self.holes.next()?;
         let before = self.template.get(self.template_at..hole.start)?;
         if !self.frame.as_bytes().get(self.at..)?.starts_with(before) {
@@ -104,7 +117,7 @@ impl<'f> Comparison<'_, 'f> {
         }
         self.at += before.len();
         self.template_at = hole.end;
-        Some(())
+        Some(hole.len())
     }
 }
 
@@ -162,6 +175,33 @@ mod tests {
             "",
         ] {
             assert_eq!(read(&template, frame), None, "{frame}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_do_not_matter_are_checked() {
+        const LEARNT: &str = r#"{"n":1,"x":-0.5}"#;
+        let mut template: Template<3> = Template::default();
+        // There may be nothing to skip.
+        template.learn(LEARNT, [0..0, 5..6, 11..15]);
+        let is_alike = |frame: &str| {
+            let mut comparison = template.compare(frame).unwrap();
+            (0..3).all(|_| comparison.skip_number().is_some()) && comparison.is_end()
+        };
+        for frame in [LEARNT, r#"{"n":-2.5e3,"x":0}"#, r#"{"n":0,"x":1E+9}"#] {
+            assert!(is_alike(frame), "{frame}");
+        }
+        for frame in [
+            r#"{"n":01,"x":-0.5}"#,
+            r#"{"n":1.,"x":-0.5}"#,
+            r#"{"n":1e,"x":-0.5}"#,
+            r#"{"n":-,"x":-0.5}"#,
+            r#"{"n":,"x":-0.5}"#,
+            r#"{"n":null,"x":-0.5}"#,
+            r#"{"n":1,"x":-0.5}}"#,
+            r#"1{"n":1,"x":-0.5}"#,
+        ] {
+            assert!(!is_alike(frame), "{frame}");
         }
     }
 

@@ -13,7 +13,7 @@ use common::{bytes, decode_with, log_of, rows};
 use worker_adapters_core::event::{TokenDetail, TokenEvent};
 
 /// Frames as engines send them, several of a kind.
-const FRAMES: [(&str, [&str; 3]); 11] = [
+const FRAMES: [(&str, [&str; 3]); 15] = [
     (
         "llamacpp",
         [
@@ -103,12 +103,45 @@ const FRAMES: [(&str, [&str; 3]); 11] = [
             r#"{"content":"b","tokens":[7],"stop":false,"tokens_predicted":3,"completion_probabilities":[{"id":7,"prob":1.0}]}"#,
         ],
     ),
+    (
+        "tgi",
+        [
+            r#"{"index":1,"token":{"id":13,"text":" a","logprob":-0.5,"special":false},"generated_text":null,"details":null}"#,
+            r#"{"index":2,"token":{"id":14,"text":" b","logprob":-1,"special":false},"generated_text":null,"details":null}"#,
+            r#"{"index":10,"token":{"id":2,"text":"é\n","logprob":-1.5e-7,"special":false},"generated_text":null,"details":null}"#,
+        ],
+    ),
+    (
+        "tgi",
+        [
+            r#"{"token":{"id":13,"text":" a","logprob":-0.5,"special":false},"generated_text":null,"details":null}"#,
+            r#"{"token":{"id":14,"text":" b","logprob":-1.0,"special":false},"generated_text":null,"details":null}"#,
+            r#"{"token":{"id":2,"text":"c","logprob":0,"special":false},"generated_text":null,"details":null}"#,
+        ],
+    ),
+    (
+        "tgi",
+        [
+            r#"{"index":1,"token":{"id":1,"text":"<s>","logprob":-0.5,"special":true},"top_tokens":[{"id":1,"text":"a","logprob":-1}]}"#,
+            r#"{"index":2,"token":{"id":1,"text":"a","logprob":-0.5,"special":true},"top_tokens":[{"id":1,"text":"a","logprob":-1}]}"#,
+            r#"{"index":3,"token":{"id":1,"text":"b","logprob":-0.5,"special":true},"top_tokens":[{"id":1,"text":"a","logprob":-1}]}"#,
+        ],
+    ),
+    (
+        "tgi",
+        [
+            r#"{"token":{"special":false,"logprob":-1,"text":"a","id":1},"index":"x"}"#,
+            r#"{"token":{"special":false,"logprob":-1,"text":"b","id":2},"index":"x"}"#,
+            r#"{"token":{"special":false,"logprob":-1,"text":"c","id":3},"index":"x"}"#,
+        ],
+    ),
 ];
 
 type Pairs = &'static [(&'static str, &'static str)];
 
 /// With and without what a dialect can tell of a token beside its text.
-const OPTIONS: [Pairs; 2] = [&[], &[("token_ids", "true"), ("logprobs", "true")]];
+const OPTIONS: [Pairs; 3] =
+    [&[], &[("token_ids", "true"), ("logprobs", "true")], &[("token_ids", "true")]];
 
 /// What is put in the place of a byte, or before it. The whole values aim at fields.
 const DAMAGE: [&[u8]; 28] = [
@@ -199,7 +232,11 @@ fn compare(engine: &str, options: &[(&str, &str)], before: &[&[u8]], frame: &[u8
 
 /// Every kind of frames, with and without details.
 fn each_kind() -> impl Iterator<Item = ((&'static str, [&'static str; 3]), Pairs)> {
-    FRAMES.into_iter().flat_map(|frames| OPTIONS.map(|options| (frames, options)))
+    FRAMES.into_iter().flat_map(|frames| {
+        // In TGI's frames ids and log probabilities stand side by side.
+        let options = OPTIONS.into_iter().take(if frames.0 == "tgi" { 3 } else { 2 });
+        options.map(move |options| (frames, options))
+    })
 }
 
 #[test]

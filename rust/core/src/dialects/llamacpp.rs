@@ -70,7 +70,7 @@ impl<'a> Frame<'a> {
                 "stop" => frame.stop = !reader.take_null()? && reader.bool()?,
                 "tokens_predicted" => {
                     frame.tokens_predicted = reader.u64_or_null()?;
-                    frame.holes[2] = frame.tokens_predicted.map(|_| reader.digits_span());
+                    frame.holes[2] = frame.tokens_predicted.map(|_| reader.number_span());
                 }
                 "tokens_evaluated" => frame.tokens_evaluated = reader.u64_or_null()?,
                 "stop_type" => frame.stop_type = super::finish_word(reader)?,
@@ -111,7 +111,7 @@ impl<'a> Frame<'a> {
                 self.ids.extend(number.parse::<u64>());
             }
             let is_whole = number.bytes().all(|byte| byte.is_ascii_digit());
-            hole = (at == 0 && is_whole).then(|| reader.digits_span());
+            hole = (at == 0 && is_whole).then(|| reader.number_span());
             Ok(())
         })?;
         Ok(hole)

@@ -8,6 +8,8 @@
 //!   list of the stop texts, it is left out, as other engines leave it out.
 //! * Every error comes inside a 200, as `{"error", "error_type"}`.
 
+use std::ops::Range;
+
 use super::options::{DialectError, Pairs, WANTED, Wanted};
 use super::stop_text::StopText;
 use crate::dialects::FrameParser;
@@ -16,6 +18,7 @@ use crate::event::{FinishReason, Logprob};
 use crate::json::{JsonError, Kind, RawStr, Reader};
 use crate::sse::SseEvent;
 use crate::stream::{Count, FrameSink};
+use crate::template::Template;
 
 /// Parser of `StreamResponse` frames.
 #[derive(Debug, Default)]
@@ -23,10 +26,13 @@ pub struct Tgi {
     wanted: Wanted,
     stop: StopText,
     scratch: String,
+    /// A token's frame: its index, where it has one, the token's id, text and log probability.
+    template: Template<4>,
 }
 
 #[derive(Default)]
 struct Frame<'a> {
+    index: Range<usize>,
     token: Option<Token<'a>>,
     top: Vec<Logprob>,
     is_last: bool,
@@ -40,6 +46,7 @@ struct Token<'a> {
     text: Option<RawStr<'a>>,
     logprob: Option<f64>,
     special: bool,
+    holes: [Option<Range<usize>>; 3],
 }
 
 #[derive(Default)]
@@ -66,11 +73,35 @@ impl Tgi {
         Ok(tgi)
     }
 
+    /// Reads a frame that differs from one of a token before in nothing but text and numbers.
+    fn repeats(&mut self, data: &str, sink: &mut FrameSink<'_>) -> bool {
+        let Some((id, text)) = self.template.compare(data).and_then(|mut frame| {
+            frame.skip_number()?;
+            let id = frame.number()?;
+            let text = frame.text()?;
+            frame.skip_number()?;
+            frame.is_end().then_some((id, text))
+        }) else {
+            return false;
+        };
+        sink.tokens(Count::More(1));
+        if self.wanted.token_ids {
+            sink.token_id(id);
+        }
+        self.stop.pass(text.value_in(&mut self.scratch), sink);
+        true
+    }
+
     fn parse<'a>(&self, text: &'a str) -> Result<Frame<'a>, JsonError> {
         let mut frame = Frame::default();
         let mut reader = Reader::new(text);
         reader.object(|key, reader| {
             match key {
+                "index" => {
+                    let is_number = reader.peek()? == Kind::Number;
+                    reader.skip()?;
+                    frame.index = if is_number { reader.number_span() } else { 0..0 };
+                }
                 "token" => frame.token = Token::read(reader)?,
                 "top_tokens" if self.wanted.logprobs && reader.peek()? == Kind::Array => {
                     frame.top = super::logprobs::read_entries(reader)?;
@@ -95,9 +126,18 @@ impl<'a> Token<'a> {
         let mut token = Self::default();
         reader.object(|key, reader| {
             match key {
-                "id" => token.id = reader.u64_or_null()?,
-                "text" => token.text = reader.string_or_null()?,
-                "logprob" => token.logprob = reader.f64_or_null()?,
+                "id" => {
+                    token.id = reader.u64_or_null()?;
+                    token.holes[0] = token.id.map(|_| reader.number_span());
+                }
+                "text" => {
+                    token.text = reader.string_or_null()?;
+                    token.holes[1] = token.text.map(|text| reader.string_span(text));
+                }
+                "logprob" => {
+                    token.logprob = reader.f64_or_null()?;
+                    token.holes[2] = token.logprob.map(|_| reader.number_span());
+                }
                 "special" => token.special = !reader.take_null()? && reader.bool()?,
                 _ => reader.skip()?,
             }
@@ -128,6 +168,9 @@ impl<'a> Details<'a> {
 
 impl FrameParser for Tgi {
     fn frame(&mut self, event: &SseEvent<'_>, sink: &mut FrameSink<'_>) -> Result<(), JsonError> {
+        if self.repeats(event.data, sink) {
+            return Ok(());
+        }
         let frame = self.parse(event.data)?;
         if frame.is_error {
             self.stop.finish(false, sink);
@@ -148,6 +191,11 @@ impl FrameParser for Tgi {
             }
             if !token.special {
                 self.stop.pass(text, sink);
+            }
+            if let ([Some(id), Some(text), Some(logprob)], false) =
+                (token.holes, token.special || frame.is_last || self.wanted.logprobs)
+            {
+                self.template.learn(event.data, [frame.index, id, text, logprob]);
             }
         }
         if frame.is_last {
