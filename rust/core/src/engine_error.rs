@@ -282,6 +282,14 @@ mod tests {
                 r#"{"detail":[{"type":"x","loc":["body","messages",0,"role"],"msg":"no"},{"msg":"m"}]}"#,
                 (None, None, None, Some("messages.0.role: no")),
             ),
+            // What marks a document as an error is a field like any other inside one.
+            (
+                r#"{"error":{"message":"m","error":{"message":"deeper"}}}"#,
+                (None, None, None, Some("m")),
+            ),
+            (r#"{"error":{"error":"deeper","code":"c"}}"#, (None, Some("c"), None, None)),
+            (r#"{"error":{"message":"m","detail":"d"}}"#, (None, None, None, Some("m"))),
+            (r#"{"error":{"message":"m","detail":[{"msg":"d"}]}}"#, (None, None, None, Some("m"))),
         ];
         for (text, expected) in cases {
             let error = EngineError::from_json(text).unwrap();

@@ -175,6 +175,36 @@ mod tests {
     }
 
     #[test]
+    fn what_a_rule_says_goes_before_what_its_detail_says() {
+        let plain = Rule::new(Detail::EngineError);
+        let other = Rule::new(Detail::Loading);
+        let mut rule = plain.clone();
+        rule.kind = other.kind;
+        rule.error_code = other.error_code;
+        rule.retriable = !plain.retriable;
+        rule.processed = Some(Processed::No);
+        let body = EngineError::from_body(500, b"m");
+        let said = |rule: Rule| {
+            let table = RuleTable::new(vec![rule]);
+            let error = table.classify("x", &body, Phase::Stream, &Redactor::default());
+            (error.detail, error.kind, error.code, error.retriable, error.processed)
+        };
+        let (detail, kind, code, retriable, processed) = said(plain);
+        // Otherwise this would show nothing.
+        assert_ne!(kind, other.kind);
+        assert_ne!(code, other.error_code);
+        assert_ne!(processed, Processed::No);
+        assert_eq!(said(rule), (detail, other.kind, other.error_code, !retriable, Processed::No));
+    }
+
+    #[test]
+    fn a_table_tells_how_many_rules_it_has() {
+        let rules = || (0..2).map(|_| Rule::new(Detail::EngineError)).collect();
+        assert_eq!((RuleTable::new(rules()).len(), RuleTable::new(rules()).is_empty()), (2, false));
+        assert_eq!((RuleTable::default().len(), RuleTable::default().is_empty()), (0, true));
+    }
+
+    #[test]
     fn an_error_with_no_status_and_no_rule_is_an_engine_rejection() {
         let error = EngineError::from_json(r#"{"error":"no"}"#).unwrap();
         assert_eq!(classify(&RuleTable::default(), &error), Detail::EngineRejected);
