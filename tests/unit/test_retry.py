@@ -233,7 +233,7 @@ def test_the_floor_comes_back_with_time_and_no_higher() -> None:
 
 def test_instants_that_come_out_of_order_cost_nothing() -> None:
     retries = Retries(RetryPolicy(budget=0, floor=10), most)
-    assert [retries.spend(now) for now in (7.0, 7.0, 6.0, 5.0)] == [True] * 4
+    assert [retries.spend(at) for at in (7.0, 7.0, 6.0, 5.0)] == [True] * 4
     assert [retries.spend(5.0) for _ in range(7)] == [True] * 6 + [False]
 
 
