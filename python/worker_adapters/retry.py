@@ -23,9 +23,9 @@ _NEVER: Final = frozenset(
 )
 """What waiting longer on our side would not help, or has waited long enough already."""
 
-_Factor = Annotated[float, Field(ge=1.0, le=10.0)]
-_Pause = Annotated[float, Field(gt=0.0, le=60.0)]
-_Share = Annotated[float, Field(ge=0.0, le=1.0)]
+_Factor = Annotated[float, Field(ge=1.0, le=10.0, allow_inf_nan=False)]
+_Pause = Annotated[float, Field(gt=0.0, le=60.0, allow_inf_nan=False)]
+_Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
 class RetryPolicy(Contract):

@@ -127,7 +127,7 @@ class ReplicaOptions(Contract):
     timeouts: TimeoutsConfig | None = None
     retries: RetryPolicy | None = None
     transport: Literal["native", "httpx"] | None = None
-    gather_window: Annotated[float, Field(ge=0, le=0.1)] | None = None
+    gather_window: Annotated[float, Field(ge=0, le=0.1, allow_inf_nan=False)] | None = None
     max_streams: Annotated[int, Field(strict=True, ge=1)] | None = None
     egress: EgressConfig | None = None
     tls: TlsConfig | None = None
@@ -169,7 +169,7 @@ class PoolConfig(ReplicaOptions):
 class TextConfig(Contract):
     """Prompts and generated text in logs; with ``mode = "dev"`` only. See `TextPolicy`."""
 
-    sample_rate: Annotated[float, Field(gt=0, le=1)]
+    sample_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
     max_chars: Annotated[int, Field(strict=True, ge=1, le=MAX_CHARS)] = 2000
 
 

@@ -162,6 +162,7 @@ max_in_flight = "many"
         ("mode = 'dev'", "version: is missing"),
         ('version = 1\nmode = "prod"', "FILE:2: mode: "),
         ("version = 1\n[logs.text]\nsample_rate = 1.0", "FILE:2: logs.text: is for development"),
+        ("version = 1\n[logs.text]\nsample_rate = nan", "FILE:3: logs.text.sample_rate: "),
         (
             "version = 1\n[pools.chat.replicas.a]\nurl = 'http://h'",
             "FILE:2: pools.chat.replicas.a: no engine is named",
