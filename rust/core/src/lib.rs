@@ -29,6 +29,7 @@ pub mod egress;
 pub mod engine_error;
 pub mod error;
 pub mod event;
+mod hidden;
 pub mod http;
 pub mod json;
 pub mod metrics;

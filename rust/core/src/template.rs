@@ -7,26 +7,19 @@
 //! in place of numbers is valid and means the same but for these. Anything else falls back to
 //! parsing, so a template can make decoding faster but never different.
 
-use std::fmt;
 use std::ops::Range;
 
+use crate::hidden::Hidden;
 use crate::json::{RawStr, Reader};
 
 /// Longer frames are rare and not worth remembering.
 const MAX_FRAME_BYTES: usize = 2 << 10;
 
 /// The last frame that was parsed, with the places of its holes.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Template<const HOLES: usize> {
-    frame: Vec<u8>,
+    frame: Hidden<Vec<u8>>,
     holes: Option<[Range<usize>; HOLES]>,
-}
-
-// Generated text never reaches a log through `{:?}`.
-impl<const HOLES: usize> fmt::Debug for Template<HOLES> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Template").field("holes", &self.holes).finish_non_exhaustive()
-    }
 }
 
 impl<const HOLES: usize> Template<HOLES> {

@@ -58,27 +58,49 @@ impl FrameParser for Printed {
     }
 }
 
-/// Frames of each dialect that say the canary.
-const STREAMS: &[(&str, &str)] = &[
+type Options = &'static [(&'static str, &'static str)];
+
+/// Dialects with the options that quote the user, and a frame of each that says the canary.
+const STREAMS: &[(&str, Options, &str)] = &[
     (
         "llamacpp",
+        &[],
         r#"{"index":0,"content":"CANARY","tokens":[1],"stop":false,"tokens_predicted":1}"#,
     ),
-    ("openai", r#"{"id":"x","model":"m","choices":[{"index":0,"text":"CANARY"}]}"#),
+    ("openai", &[], r#"{"id":"x","model":"m","choices":[{"index":0,"text":"CANARY"}]}"#),
     (
         "openai",
+        &[],
         r#"{"id":"x","choices":[{"index":0,"delta":{"content":"CANARY","reasoning_content":"CANARY"}}]}"#,
+    ),
+    ("openai", &[STOP], r#"{"choices":[{"index":0,"text":"CANARY. CANARY"}]}"#),
+    (
+        "tgi",
+        &[],
+        r#"{"index":1,"token":{"id":1,"text":"CANARY","logprob":-1.0,"special":false},"generated_text":null,"details":null}"#,
     ),
     (
         "tgi",
-        r#"{"index":1,"token":{"id":1,"text":"CANARY","logprob":-1.0,"special":false},"generated_text":null,"details":null}"#,
+        &[STOP],
+        r#"{"index":1,"token":{"id":1,"text":"CANARY. CANARY","logprob":-1.0,"special":false}}"#,
     ),
-    ("triton", r#"{"model_name":"m","model_version":"1","text_output":"CANARY"}"#),
+    ("triton", &[], r#"{"model_name":"m","model_version":"1","text_output":"CANARY"}"#),
+    (
+        "triton",
+        &[("text", "accumulated"), ("echo", "CANARY"), STOP],
+        r#"{"model_name":"m","model_version":"1","text_output":"CANARY! CANARY. CANARY"}"#,
+    ),
     (
         "sglang",
+        &[],
         r#"{"text":"CANARY","meta_info":{"id":"x","completion_tokens":1,"prompt_tokens":1,"finish_reason":null}}"#,
     ),
+    ("field_map", &[("text_pointer", "/t")], r#"{"t":"CANARY"}"#),
+    ("field_map", &[("text_pointer", "/t"), ("text", "cumulative")], r#"{"t":"CANARY\ufffd"}"#),
 ];
+
+/// A stop text that the canary may become.
+const STOP: (&str, &str) = ("stop", r#"["CANARY?"]"#);
 
 /// What follows in mid-stream: nothing, nonsense, an error that quotes.
 const AFTER: &[&str] = &[
@@ -89,43 +111,53 @@ const AFTER: &[&str] = &[
     "CANARY: no field\n\n",
 ];
 
+/// A text of [`STREAMS`] or [`AFTER`] that quotes.
+fn filled(text: &str) -> String {
+    text.replace("CANARY", CANARY).replace("KEY", KEY)
+}
+
+fn check_stream(name: &str, options: &[(&str, &str)], frame: &str, after: &str) {
+    let head = [(&b"Content-Type"[..], &b"text/event-stream"[..]), (b"Set-Cookie", KEY.as_bytes())];
+    let options: Vec<_> = options.iter().map(|(key, value)| (*key, filled(value))).collect();
+    let options = options.iter().map(|(key, value)| (*key, value.as_str()));
+    let frames = Rc::default();
+    let parser = Printed(Dialect::new(name, options).unwrap(), Rc::clone(&frames));
+    show(&parser.0);
+    let mut config = StreamConfig::new(name);
+    config.redactor = Redactor::new([KEY]).unwrap().with_private_texts([CANARY]);
+    show(&config);
+    let mut decoder = StreamDecoder::new(parser, config);
+    let mut events = Vec::new();
+    let now = Instant::from_nanos(0);
+    decoder.dispatched(now);
+    let head = ResponseHead { status: 200, headers: &head };
+    show(&head);
+    decoder.head(&head, now, &mut events);
+    decoder.feed(filled(&format!("data: {frame}\n\n{after}")).as_bytes(), now, &mut events);
+    show(&decoder);
+    decoder.finish(false, now, &mut events);
+    show(&decoder);
+    assert!(*frames.borrow() > 0);
+    let is_told =
+        |event: &TokenEvent| matches!(event, TokenEvent::Token(token) if token.t.contains(SHOWS));
+    assert!(events.iter().any(is_told), "{name}");
+    for event in &events {
+        show(event);
+        event.fields(&mut |name, value| show(&(name, value)));
+        if let TokenEvent::Error(error) = event {
+            check(&error.to_string());
+        }
+    }
+}
+
 #[test]
 fn streams_of_every_dialect() {
-    let head = [(&b"Content-Type"[..], &b"text/event-stream"[..]), (b"Set-Cookie", KEY.as_bytes())];
-    for (name, frame) in STREAMS {
+    for (name, options, frame) in STREAMS {
+        // What is escaped goes through a buffer of the dialect's.
+        let escaped = frame.replace("CANARY", "\\u005aephyrina told nobody");
         for after in AFTER {
-            let frames = Rc::default();
-            let parser = Printed(Dialect::new(name, []).unwrap(), Rc::clone(&frames));
-            let mut config = StreamConfig::new(name);
-            config.redactor = Redactor::new([KEY]).unwrap().with_private_texts([CANARY]);
-            show(&config);
-            let mut decoder = StreamDecoder::new(parser, config);
-            let mut events = Vec::new();
-            let now = Instant::from_nanos(0);
-            decoder.dispatched(now);
-            let head = ResponseHead { status: 200, headers: &head };
-            show(&head);
-            decoder.head(&head, now, &mut events);
-            let body =
-                format!("data: {frame}\n\n{after}").replace("CANARY", CANARY).replace("KEY", KEY);
-            decoder.feed(body.as_bytes(), now, &mut events);
-            show(&decoder);
-            decoder.finish(false, now, &mut events);
-            show(&decoder);
-            assert!(*frames.borrow() > 0);
-            assert!(
-                events.iter().any(
-                    |event| matches!(event, TokenEvent::Token(token) if token.t.contains(SHOWS))
-                ),
-                "{name}"
-            );
-            for event in &events {
-                show(event);
-                event.fields(&mut |name, value| show(&(name, value)));
-                if let TokenEvent::Error(error) = event {
-                    check(&error.to_string());
-                }
-            }
+            check_stream(name, options, frame, after);
+            check_stream(name, options, &escaped, after);
         }
     }
 }

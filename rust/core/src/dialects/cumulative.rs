@@ -1,21 +1,16 @@
 //! Streams whose every frame repeats all text so far, turned into deltas.
 
+use crate::hidden::Hidden;
+
 /// What has been handed on of a growing text.
 ///
 /// An engine that detokenises again and again shows a character whose bytes are incomplete as
 /// U+FFFD, and replaces it later. A U+FFFD at the end of the text is therefore held back until
 /// something follows it or the stream ends.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Cumulative {
-    whole: String,
+    whole: Hidden<String>,
     handed_on: usize,
-}
-
-// Generated text never reaches a log through `{:?}`.
-impl std::fmt::Debug for Cumulative {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cumulative").field("handed_on", &self.handed_on).finish_non_exhaustive()
-    }
 }
 
 impl Cumulative {

@@ -4,8 +4,6 @@
 //! an error and of the engine's counts, and how the stream ends. Most engines need no code of their
 //! own with it.
 
-use std::fmt;
-
 use super::cumulative::Cumulative;
 use super::openai::DONE;
 use super::options::{DialectError, Pairs, WANTED, Wanted, bad_value};
@@ -13,6 +11,7 @@ use super::plain_value;
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
 use crate::event::{Channel, FinishReason};
+use crate::hidden::Hidden;
 use crate::json::{JsonError, JsonErrorKind, Kind, Reader};
 use crate::sse::SseEvent;
 use crate::stream::{Count, FrameSink};
@@ -30,6 +29,7 @@ use crate::stream::{Count, FrameSink};
 /// | `end` | the finish signal: `marker:DATA` (an event of exactly that data; `marker:[DONE]` unless given), `pointer:POINTER` (a value that is neither null nor false), `finish_reason` (needs its pointer), or `body` (the whole HTTP body) |
 ///
 /// Without `tokens_out_pointer` and `token_ids_pointer` a frame with text counts as one token.
+#[derive(Debug)]
 pub struct FieldMap {
     wanted: Wanted,
     text: Pointer,
@@ -40,13 +40,7 @@ pub struct FieldMap {
     tokens_out: Option<Pointer>,
     end: Ending,
     cumulative: Option<Cumulative>,
-    scratch: String,
-}
-
-impl fmt::Debug for FieldMap {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FieldMap").field("end", &self.end).finish_non_exhaustive()
-    }
+    scratch: Hidden<String>,
 }
 
 #[derive(Debug)]
@@ -121,7 +115,7 @@ impl FieldMap {
             let (dialect, option) = ("field_map", "finish_reason_pointer");
             return Err(DialectError::Missing { dialect, option });
         }
-        let scratch = String::new();
+        let scratch = Hidden::default();
         Ok(Self {
             wanted,
             text,

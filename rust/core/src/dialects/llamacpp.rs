@@ -20,6 +20,7 @@ use super::options::{DialectError, Pairs, Wanted};
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
 use crate::event::{Channel, FinishReason, Logprob, Metrics};
+use crate::hidden::Hidden;
 use crate::json::{JsonError, Kind, RawStr, Reader};
 use crate::sse::SseEvent;
 use crate::stream::{Count, FrameSink};
@@ -29,7 +30,7 @@ use crate::template::Template;
 #[derive(Debug, Default)]
 pub struct LlamaCpp {
     wanted: Wanted,
-    scratch: String,
+    scratch: Hidden<String>,
     /// A partial frame's content, its one token id and `tokens_predicted`.
     template: Template<3>,
 }

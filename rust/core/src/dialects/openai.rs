@@ -20,6 +20,7 @@ use super::stop_text::StopText;
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
 use crate::event::{Channel, FinishReason, Logprob};
+use crate::hidden::Hidden;
 use crate::json::{JsonError, Kind, RawStr, Reader};
 use crate::sse::SseEvent;
 use crate::stream::{Count, FrameSink};
@@ -32,7 +33,7 @@ pub(crate) const DONE: &str = "[DONE]";
 pub struct OpenAi {
     wanted: Wanted,
     stop: StopText,
-    scratch: String,
+    scratch: Hidden<String>,
     /// A token's chunk: its text, in the channel beside.
     template: Template<1>,
     template_channel: Channel,
@@ -43,7 +44,7 @@ impl Default for OpenAi {
         Self {
             wanted: Wanted::default(),
             stop: StopText::default(),
-            scratch: String::new(),
+            scratch: Hidden::default(),
             template: Template::default(),
             template_channel: Channel::Content,
         }

@@ -14,6 +14,7 @@ use super::options::{DialectError, Pairs, TextMode, WANTED, Wanted, bad_value};
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
 use crate::event::{Channel, FinishReason, Logprob};
+use crate::hidden::Hidden;
 use crate::json::{JsonError, JsonErrorKind, Kind, RawStr, Reader};
 use crate::sse::SseEvent;
 use crate::stream::{Count, FrameSink};
@@ -26,7 +27,7 @@ pub struct SgLang {
     cumulative: Cumulative,
     ids_seen: usize,
     logprobs_seen: usize,
-    scratch: String,
+    scratch: Hidden<String>,
 }
 
 #[derive(Default)]
@@ -78,7 +79,7 @@ impl SgLang {
             cumulative: Cumulative::default(),
             ids_seen: 0,
             logprobs_seen: 0,
-            scratch: String::new(),
+            scratch: Hidden::default(),
         })
     }
 

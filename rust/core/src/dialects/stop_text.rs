@@ -2,23 +2,17 @@
 
 use super::options::{DialectError, bad_value};
 use crate::event::Channel;
+use crate::hidden::Hidden;
 use crate::json::{JsonError, Reader};
 use crate::stream::FrameSink;
 
 /// Holds back what may become a stop text, so that one that does can be left out. Without stop
 /// texts everything is handed on as it comes.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct StopText {
-    stops: Vec<String>,
-    held: String,
-    certain: String,
-}
-
-// Generated text never reaches a log through `{:?}`.
-impl std::fmt::Debug for StopText {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StopText").field("stops", &self.stops.len()).finish_non_exhaustive()
-    }
+    stops: Hidden<Vec<String>>,
+    held: Hidden<String>,
+    certain: Hidden<String>,
 }
 
 impl StopText {
@@ -53,7 +47,7 @@ impl StopText {
         })?;
         reader.end()?;
         stops.retain(|stop| !stop.is_empty());
-        Ok(Self { stops, ..Self::default() })
+        Ok(Self { stops: Hidden(stops), ..Self::default() })
     }
 
     /// Takes a text and moves what is certain into `out`.
@@ -69,7 +63,7 @@ impl StopText {
 
     /// What was held back, without the stop text if that is why the stream ended.
     fn rest(&mut self, is_stopped: bool) -> String {
-        let mut held = std::mem::take(&mut self.held);
+        let mut held = std::mem::take(&mut *self.held);
         if is_stopped
             && let Some(stop) = self.stops.iter().find(|stop| held.ends_with(stop.as_str()))
         {

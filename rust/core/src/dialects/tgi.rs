@@ -15,6 +15,7 @@ use super::stop_text::StopText;
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
 use crate::event::{FinishReason, Logprob};
+use crate::hidden::Hidden;
 use crate::json::{JsonError, Kind, RawStr, Reader};
 use crate::sse::SseEvent;
 use crate::stream::{Count, FrameSink};
@@ -25,7 +26,7 @@ use crate::template::Template;
 pub struct Tgi {
     wanted: Wanted,
     stop: StopText,
-    scratch: String,
+    scratch: Hidden<String>,
     /// A token's frame: its index, where it has one, the token's id, text and log probability.
     template: Template<4>,
 }

@@ -20,6 +20,7 @@ use super::stop_text::StopText;
 use crate::dialects::FrameParser;
 use crate::engine_error::EngineError;
 use crate::event::{FinishReason, Logprob};
+use crate::hidden::Hidden;
 use crate::json::{JsonError, JsonErrorKind, Kind, RawStr, Reader};
 use crate::sse::SseEvent;
 use crate::stream::{Count, FrameSink};
@@ -31,12 +32,12 @@ pub struct Triton {
     /// All text so far, where frames repeat it.
     cumulative: Option<Cumulative>,
     /// The prompt, where the model may put it before its answer.
-    echo: String,
+    echo: Hidden<String>,
     stop: StopText,
     has_text: bool,
     /// The sum of the frames' `num_output_tokens`.
     tokens_out: u64,
-    scratch: String,
+    scratch: Hidden<String>,
 }
 
 #[derive(Default)]
@@ -65,7 +66,7 @@ impl Triton {
             } else if option == "stop" {
                 triton.stop = StopText::from_option(value)?;
             } else if option == "echo" {
-                value.clone_into(&mut triton.echo);
+                triton.echo = Hidden(value.to_owned());
             } else if !triton.wanted.take(option, value)? {
                 let option = option.to_owned();
                 let known = &OPTIONS;
