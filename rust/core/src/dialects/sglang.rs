@@ -25,6 +25,7 @@ pub struct SgLang {
     wanted: Wanted,
     mode: TextMode,
     cumulative: Cumulative,
+    /// The most that a frame has listed.
     ids_seen: usize,
     logprobs_seen: usize,
     scratch: Hidden<String>,
@@ -122,11 +123,11 @@ impl SgLang {
                 sink.token_id(*id);
             }
         }
-        self.ids_seen = if is_delta { self.ids_seen + ids.len() } else { ids.len() };
+        self.ids_seen = self.ids_seen.max(ids.len());
         let mut tops = std::mem::take(&mut frame.meta.tops).into_iter();
         let logprobs = std::mem::take(&mut frame.meta.logprobs);
         let known = if is_delta { 0 } else { self.logprobs_seen };
-        self.logprobs_seen = logprobs.len();
+        self.logprobs_seen = self.logprobs_seen.max(logprobs.len());
         for (at, mut logprob) in logprobs.into_iter().enumerate() {
             logprob.top = tops.next().unwrap_or_default();
             if at >= known {
