@@ -131,6 +131,8 @@ impl FieldMap {
     }
 }
 
+const ENDINGS: &str = "marker:DATA, pointer:POINTER, finish_reason or body";
+
 impl Ending {
     fn parse(value: &str) -> Result<Self, DialectError> {
         match value {
@@ -141,7 +143,7 @@ impl Ending {
                     Ok(Self::Marker(data.to_owned()))
                 }
                 Some(("pointer", pointer)) => Pointer::parse("end", pointer).map(Self::Pointer),
-                _ => Err(bad_value("end", "marker:DATA, pointer:POINTER, finish_reason or body")),
+                _ => Err(bad_value("end", ENDINGS)),
             },
         }
     }
@@ -304,4 +306,18 @@ fn read_ids(value: &str) -> Result<Vec<u64>, JsonError> {
         ids.extend(reader.u64_or_null()?);
     }
     Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marker_is_data_that_an_event_can_have_on_one_line() {
+        let new = |end| FieldMap::new(vec![("text_pointer", "/t"), ("end", end)]);
+        assert_eq!(new("marker:<end>").unwrap().end_marker(), Some("<end>"));
+        for end in ["marker:", "marker:a\nb", "marker:a\rb", "marker"] {
+            assert_eq!(new(end).unwrap_err(), bad_value("end", ENDINGS), "{end:?}");
+        }
+    }
 }

@@ -295,3 +295,41 @@ fn whole(ms: f64) -> Option<u64> {
     let seconds = Duration::try_from_secs_f64(ms / 1000.0).ok()?;
     u64::try_from(seconds.as_millis()).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dialects::tests::short_cuts;
+
+    const WITH_LOGPROBS: Wanted = Wanted { token_ids: false, logprobs: true, metrics: false };
+
+    fn taken(wanted: Wanted, frames: &[&str]) -> Vec<bool> {
+        short_cuts(LlamaCpp { wanted, ..LlamaCpp::default() }, LlamaCpp::repeats, frames)
+    }
+
+    #[test]
+    fn token_frames_take_the_short_cut() {
+        let frames = [
+            r#"{"index":0,"content":" there","tokens":[369],"stop":false,"id_slot":-1,"tokens_predicted":1,"tokens_evaluated":8}"#,
+            r#"{"index":0,"content":"","tokens":[7],"stop":false,"id_slot":-1,"tokens_predicted":2,"tokens_evaluated":8}"#,
+            r#"{"index":0,"content":"\u00e9","tokens":[12],"stop":false,"id_slot":-1,"tokens_predicted":10,"tokens_evaluated":8}"#,
+        ];
+        assert_eq!(taken(Wanted::default(), &frames), [false, true, true]);
+    }
+
+    #[test]
+    fn frames_that_tell_more_do_not() {
+        let none = Wanted::default();
+        for (wanted, frame) in [
+            (none, r#"{"content":"a","tokens":[1,2],"tokens_predicted":2}"#),
+            (none, r#"{"content":"a","tokens":[1],"tokens_predicted":1,"prompt_progress":{}}"#),
+            (none, r#"{"content":"a","tokens":[1],"index":1,"tokens_predicted":1}"#),
+            (
+                WITH_LOGPROBS,
+                r#"{"content":"a","tokens":[1],"tokens_predicted":1,"completion_probabilities":[{"id":1}]}"#,
+            ),
+        ] {
+            assert_eq!(taken(wanted, &[frame, frame]), [false, false], "{frame}");
+        }
+    }
+}

@@ -74,7 +74,7 @@ fn read_map(reader: &mut Reader<'_>) -> Result<Vec<Logprob>, JsonError> {
     Ok(entries)
 }
 
-/// `[{token, id?, logprob | prob, top_logprobs | top_probs | top_tokens}]`: OpenAI chat, llama.cpp
+/// `[{token, id?, logprob | prob, top_logprobs | top_probs}]`: OpenAI chat, llama.cpp
 /// and, with `text` for `token`, TGI. Probabilities become their logarithms.
 pub(crate) fn read_entries(reader: &mut Reader<'_>) -> Result<Vec<Logprob>, JsonError> {
     let mut entries = Vec::new();
@@ -185,6 +185,15 @@ mod tests {
         let probs = r#"[{"token":"a","prob":0.0},{"token":"b","prob":-1}]"#;
         let read = read_entries(&mut Reader::new(probs)).unwrap();
         assert_eq!(tokens(&read), [("a", None, None, 0), ("b", None, None, 0)]);
+    }
+
+    #[test]
+    fn there_may_be_no_rivals() {
+        for none in ["null", "{}", "0"] {
+            let entry = format!(r#"[{{"token":"a","logprob":-0.5,"top_logprobs":{none}}}]"#);
+            let read = read_entries(&mut Reader::new(&entry)).unwrap();
+            assert_eq!(tokens(&read), [("a", None, Some(-0.5), 0)], "{none}");
+        }
     }
 
     #[test]

@@ -188,7 +188,52 @@ fn plain_value(raw: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
     use super::*;
+    use crate::stream::{StreamConfig, StreamDecoder};
+    use crate::time::Instant;
+
+    /// A dialect's short cut for frames that repeat the one before.
+    type ShortCut<P> = fn(&mut P, &str, &mut FrameSink<'_>) -> bool;
+
+    /// A parser that keeps which frames took the short cut.
+    struct Watched<P> {
+        parser: P,
+        short_cut: ShortCut<P>,
+        taken: Rc<RefCell<Vec<bool>>>,
+    }
+
+    impl<P: FrameParser> FrameParser for Watched<P> {
+        fn frame(
+            &mut self,
+            frame: &SseEvent<'_>,
+            sink: &mut FrameSink<'_>,
+        ) -> Result<(), JsonError> {
+            let is_taken = (self.short_cut)(&mut self.parser, frame.data, sink);
+            self.taken.borrow_mut().push(is_taken);
+            if is_taken { Ok(()) } else { self.parser.frame(frame, sink) }
+        }
+    }
+
+    /// Which frames of a stream are read along the one before, without being parsed.
+    pub(super) fn short_cuts<P: FrameParser>(
+        parser: P,
+        short_cut: ShortCut<P>,
+        frames: &[&str],
+    ) -> Vec<bool> {
+        let taken = Rc::new(RefCell::new(Vec::new()));
+        let watched = Watched { parser, short_cut, taken: Rc::clone(&taken) };
+        let mut decoder = StreamDecoder::new(watched, StreamConfig::new("watched"));
+        let mut events = Vec::new();
+        for frame in frames {
+            let event = format!("data: {frame}\n\n");
+            decoder.feed(event.as_bytes(), Instant::from_nanos(0), &mut events);
+        }
+        assert!(!decoder.is_terminal(), "{events:?}");
+        taken.take()
+    }
 
     #[test]
     fn every_name_is_a_dialect_of_that_name() {
@@ -197,6 +242,19 @@ mod tests {
             assert_eq!(Dialect::new(name, needed).unwrap().name(), *name);
         }
         assert!(Dialect::NAMES.is_sorted());
+    }
+
+    #[test]
+    fn only_openai_s_marker_ends_a_stream_without_its_blank_line() {
+        for (name, marker) in [
+            ("llamacpp", None),
+            ("openai", Some("[DONE]")),
+            ("sglang", Some("[DONE]")),
+            ("tgi", None),
+            ("triton", None),
+        ] {
+            assert_eq!(Dialect::new(name, []).unwrap().end_marker(), marker, "{name}");
+        }
     }
 
     #[test]

@@ -112,11 +112,8 @@ impl<'a> Chunk<'a> {
                 "usage" => chunk.usage = Usage::read(reader)?,
                 "model" if reader.peek()? == Kind::String => chunk.model = Some(reader.string()?),
                 // FastAPI reports what it refuses itself as `detail`.
-                "error" | "detail" => {
-                    let is_some = reader.skip_some()?;
-                    has_detail |= is_some && key == "detail";
-                    chunk.is_error |= is_some && key == "error";
-                }
+                "detail" => has_detail |= reader.skip_some()?,
+                "error" => chunk.is_error |= reader.skip_some()?,
                 "object" if reader.peek()? == Kind::String => {
                     chunk.is_error |= reader.string()?.raw() == "error";
                 }
@@ -390,5 +387,51 @@ impl OpenAi {
             channel => sink.text(channel, text),
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dialects::tests::short_cuts;
+
+    fn taken(frames: &[&str]) -> Vec<bool> {
+        short_cuts(OpenAi::default(), OpenAi::repeats, frames)
+    }
+
+    #[test]
+    fn token_chunks_take_the_short_cut() {
+        for frames in [
+            [
+                r#"{"choices":[{"text":" there","index":0,"logprobs":null,"finish_reason":null}],"usage":null}"#,
+                r#"{"choices":[{"text":"\ud83d\ude42","index":0,"logprobs":null,"finish_reason":null}],"usage":null}"#,
+            ],
+            [
+                r#"{"choices":[{"index":0,"delta":{"content":"a"}}]}"#,
+                r#"{"choices":[{"index":0,"delta":{"content":""}}]}"#,
+            ],
+            [
+                r#"{"choices":[{"index":0,"delta":{"reasoning_content":"a"}}]}"#,
+                r#"{"choices":[{"index":0,"delta":{"reasoning_content":"b"}}]}"#,
+            ],
+        ] {
+            assert_eq!(taken(&frames), [false, true], "{}", frames[0]);
+        }
+    }
+
+    #[test]
+    fn chunks_that_tell_more_do_not() {
+        for frame in [
+            r#"{"choices":[{"delta":{"role":"assistant","content":"a"}}]}"#,
+            r#"{"choices":[{"delta":{"content":"a","reasoning":"b"}}]}"#,
+            r#"{"choices":[{"delta":{"content":"a","tool_calls":[{"index":0}]}}]}"#,
+            r#"{"choices":[{"text":"a"},{"text":"b"}]}"#,
+            r#"{"choices":[{"text":"a","token_ids":[1]}]}"#,
+            r#"{"choices":[{"text":"a","logprobs":{"tokens":["a"]}}]}"#,
+            r#"{"choices":[{"text":"a","finish_reason":"stop"}]}"#,
+            r#"{"choices":[{"text":"a"}],"usage":{"completion_tokens":1}}"#,
+        ] {
+            assert_eq!(taken(&[frame, frame]), [false, false], "{frame}");
+        }
     }
 }

@@ -276,3 +276,28 @@ impl FrameParser for SgLang {
         Some(DONE)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::dialects::Dialect;
+    use crate::error::Detail;
+    use crate::event::TokenEvent;
+    use crate::rules::{Rule, RuleTable};
+    use crate::stream::{StreamConfig, StreamDecoder};
+    use crate::time::Instant;
+
+    #[test]
+    fn an_abort_is_of_that_type_for_the_rules() {
+        let mut rule = Rule::new(Detail::InvalidRequest);
+        rule.r#type = Some("abort".into());
+        let mut config = StreamConfig::new("sglang");
+        config.rules = RuleTable::new(vec![rule]).into();
+        let mut decoder = StreamDecoder::new(Dialect::new("sglang", []).unwrap(), config);
+        let mut events = Vec::new();
+        let frame = r#"{"text":"","meta_info":{"finish_reason":{"type":"abort","message":"no"}}}"#;
+        let event = format!("data: {frame}\n\n");
+        decoder.feed(event.as_bytes(), Instant::from_nanos(0), &mut events);
+        let [TokenEvent::Error(error)] = &events[..] else { panic!("{events:?}") };
+        assert_eq!(error.detail, Detail::InvalidRequest);
+    }
+}

@@ -217,3 +217,42 @@ impl FrameParser for Tgi {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dialects::tests::short_cuts;
+
+    fn taken(options: Pairs<'_>, frames: &[&str]) -> Vec<bool> {
+        short_cuts(Tgi::new(options).unwrap(), Tgi::repeats, frames)
+    }
+
+    #[test]
+    fn token_frames_take_the_short_cut() {
+        for frames in [
+            [
+                r#"{"index":1,"token":{"id":13,"text":" a","logprob":-0.5,"special":false},"generated_text":null}"#,
+                r#"{"index":10,"token":{"id":2,"text":"\u00e9","logprob":-1.5e-7,"special":false},"generated_text":null}"#,
+            ],
+            [
+                r#"{"token":{"id":13,"text":" a","logprob":-0.5,"special":false},"details":null}"#,
+                r#"{"token":{"id":2,"text":"","logprob":0,"special":false},"details":null}"#,
+            ],
+        ] {
+            assert_eq!(taken(vec![], &frames), [false, true], "{}", frames[0]);
+            assert_eq!(taken(vec![("logprobs", "true")], &frames), [false, false]);
+        }
+    }
+
+    #[test]
+    fn frames_that_tell_more_do_not() {
+        for frame in [
+            r#"{"index":"1","token":{"id":1,"text":"</s>","logprob":-0.5,"special":true}}"#,
+            r#"{"token":{"id":null,"text":"a","logprob":-0.5}}"#,
+            r#"{"token":{"id":1,"text":null,"logprob":-0.5}}"#,
+            r#"{"token":{"id":1,"text":"a","logprob":null}}"#,
+        ] {
+            assert_eq!(taken(vec![], &[frame, frame]), [false, false], "{frame}");
+        }
+    }
+}
