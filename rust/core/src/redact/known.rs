@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::AhoCorasick;
 
 use super::marker::fingerprint;
 use super::scan::{Span, rest, stretch};
@@ -42,7 +42,6 @@ impl Known {
             }
         }
         let matcher = AhoCorasick::builder()
-            .match_kind(MatchKind::LeftmostLongest)
             .ascii_case_insensitive(true)
             .build(&patterns)
             .map_err(|_| RedactorError::TooLarge)?;
@@ -60,7 +59,8 @@ impl Known {
 
     pub(super) fn find(&self, text: &[u8], spans: &mut Vec<Span>) {
         let secret = |pattern: usize| self.owners.get(pattern).and_then(|at| self.secrets.get(*at));
-        spans.extend(self.matcher.find_iter(text).map(|found| Span {
+        // All of them: where two secrets share bytes, the second one must not be left half shown.
+        spans.extend(self.matcher.find_overlapping_iter(text).map(|found| Span {
             start: found.start(),
             end: found.end(),
             shown_as: secret(found.pattern().as_usize()).map(|known| Arc::clone(&known.shown_as)),

@@ -62,6 +62,18 @@ fn overlapping_secrets_go_by_the_longer() {
 }
 
 #[test]
+fn secrets_that_share_bytes_are_hidden_together() {
+    let redactor = Redactor::new(["abcdef-XYZ", "XYZ-123456", "def-XY"]).unwrap();
+    assert_eq!(
+        redactor.redact("<abcdef-XYZ-123456>"),
+        format!("<{}>", fingerprint("abcdef-XYZ-123456"))
+    );
+    assert_eq!(redactor.redact("<abcdef-XYZ>"), format!("<{}>", fingerprint("abcdef-XYZ")));
+    let twice = Redactor::new(["abab-abab"]).unwrap();
+    assert_eq!(twice.redact("abab-abab-abab!"), format!("{}!", fingerprint("abab-abab-abab")));
+}
+
+#[test]
 fn private_texts_are_hidden_wherever_an_engine_quotes_them() {
     let redactor =
         Redactor::default().with_private_texts(["the quick brown fox\njumps", "secret", "hi"]);
@@ -116,6 +128,10 @@ fn a_secret_that_is_cut_off_is_found_at_the_edge() {
     let shown = fingerprint("abababababc");
     assert_eq!(redactor.redact("abab abababab"), format!("abab {shown}"));
     assert_eq!(redactor.redact("xxababababab"), format!("xx{shown}"));
+    let redactor = Redactor::new(["abababcdefg"]).unwrap();
+    let shown = fingerprint("abababcdefg");
+    let (before, start) = ("the key ab", "abababcde");
+    assert_eq!(redactor.redact(&format!("{before}{start}")), format!("{before}{shown}"));
 }
 
 #[test]
