@@ -129,6 +129,7 @@ fn token_end(text: &[u8], at: usize) -> Option<usize> {
     match byte(text, at) {
         b'-' => private_key(text, at),
         b'+' | b'/' => opaque(text, at),
+        b'_' | b'.' | b'~' => azure(text, at),
         first if first.is_ascii_alphanumeric() => prefixed(text, at)
             .or_else(|| telegram(text, at))
             .or_else(|| twilio(text, at))
@@ -275,6 +276,9 @@ mod tests {
             &format!("123456:AA{}", start(30)),
             &format!("abc8Q~{}", start(34)),
             &format!("abc8Q~-_.~{}", start(27)),
+            &format!("_b.8Q~{}", start(34)),
+            &format!("~.c8Q~{}", start(34)),
+            &format!(".~_8Q~{}", start(34)),
             "SK0123456789abcdef0123456789abcdef",
         ] {
             assert_eq!(found(token), [token]);
