@@ -350,6 +350,7 @@ mod tests {
             "curl -H 'X-Api-Key: S3' http://h",
             "curl -u me:S3 http://h",
             "curl --user 'me:S3' http://h",
+            "curl -u -me:S3 http://h",
             "password: \"S3",
             r"api_key=S3\nnext",
             r#"{"m":"api_key=S3\"}"#,
@@ -440,6 +441,10 @@ mod tests {
             "--api-key --port",
             "user: name:word",
             "secret, or not",
+            "no api_key, 'default' is sent",
+            r#"["password", 128, "x"]"#,
+            r#"{"sort": "password", "order" : "up"}"#,
+            r#"{\"sort\": \"password\", \"order\": \"up\"}"#,
             "password=",
         ] {
             assert_eq!(found(kept), [""; 0], "{kept}");
