@@ -771,6 +771,23 @@ mod tests {
     fn siblings_do_not_add_up_to_depth() {
         let text = format!("[{}[]]", "[],{},".repeat(10_000));
         assert_eq!(kind(&text), None);
+        let mut reader = Reader::new(&text);
+        let read = reader.array(|_, reader| match reader.peek()? {
+            Kind::Array => reader.array(|_, _| Ok(())),
+            _ => reader.object(|_, _| Ok(())),
+        });
+        assert_eq!(read, Ok(()));
+    }
+
+    #[test]
+    fn a_fault_is_told_with_its_place() {
+        let words = |text| check(text).unwrap_err().to_string();
+        assert_eq!(words("[1,]"), "malformed JSON at byte 3");
+        assert_eq!(words(&"[".repeat(129)), "JSON nested too deeply at byte 129");
+        let error = Reader::from_bytes(b"[\"\xff\"]").unwrap_err();
+        assert_eq!(error.to_string(), "JSON that is not UTF-8 at byte 2");
+        let error = Reader::new("\"1\"").u64_or_null().unwrap_err();
+        assert_eq!(error.to_string(), "JSON with a field of an unexpected type at byte 0");
     }
 
     #[test]
