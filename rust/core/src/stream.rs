@@ -159,7 +159,7 @@ impl<P: FrameParser> StreamDecoder<P> {
     }
 
     fn take_head(&mut self, head: &ResponseHead<'_>, now: Instant, out: &mut Vec<TokenEvent>) {
-        if self.law.is_terminal() || self.expire_deadline(now, out) {
+        if self.is_over(now, out) {
             return;
         }
         self.law.has_head = true;
@@ -212,7 +212,7 @@ impl<P: FrameParser> StreamDecoder<P> {
     }
 
     fn take_end(&mut self, complete: bool, now: Instant, out: &mut Vec<TokenEvent>) {
-        if self.law.is_terminal() || self.expire_deadline(now, out) {
+        if self.is_over(now, out) {
             return;
         }
         if let Body::Error { status, kept, retry_after_ms } = &self.body {
@@ -336,7 +336,7 @@ impl<P: FrameParser> StreamDecoder<P> {
     }
 
     fn take_answer(&mut self, answer: UnaryAnswer, now: Instant, out: &mut Vec<TokenEvent>) {
-        if self.law.is_terminal() || self.expire_deadline(now, out) {
+        if self.is_over(now, out) {
             return;
         }
         let UnaryAnswer { tokens_in, embeddings, scores } = answer;
@@ -415,6 +415,11 @@ impl<P: FrameParser> StreamDecoder<P> {
         if let Some(ending) = law.ending {
             tally.end(ending, law.clocks.decode_time(now));
         }
+    }
+
+    /// Whether the stream has ended; it does now if its deadline has passed.
+    fn is_over(&mut self, now: Instant, out: &mut Vec<TokenEvent>) -> bool {
+        self.expire_deadline(now, out) || self.law.is_terminal()
     }
 
     fn expire_deadline(&mut self, now: Instant, out: &mut Vec<TokenEvent>) -> bool {
@@ -698,15 +703,13 @@ impl Law {
     ) {
         match item {
             SseItem::Event(event) => self.frame(&event, parser, now, out),
-            SseItem::UnknownLine(_) if self.is_terminal() => {}
             // llama.cpp before PR 16109 reports errors under a field name of their own, and some
             // servers without any.
-            SseItem::UnknownLine(line) if line.starts_with("error:") || line.starts_with('{') => {
+            SseItem::UnknownLine(line) => {
                 if let Some(error) = EngineError::from_field_line(line) {
                     self.engine_error(Detail::EngineRejected, &error, None, None, out);
                 }
             }
-            SseItem::UnknownLine(_) => {}
         }
     }
 

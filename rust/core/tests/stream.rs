@@ -7,16 +7,19 @@
     reason = "a test fails by panicking"
 )]
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
-use worker_adapters_core::dialects::Dialect;
+use worker_adapters_core::dialects::{Dialect, FrameParser};
 use worker_adapters_core::error::{Detail, ErrorKind, Phase, Processed, WorkerError};
 use worker_adapters_core::event::{End, FinishReason, TokenEvent, UsageSource};
 use worker_adapters_core::http::ResponseHead;
+use worker_adapters_core::json::JsonError;
 use worker_adapters_core::redact::Redactor;
-use worker_adapters_core::stream::{StreamConfig, StreamDecoder, UnaryAnswer};
+use worker_adapters_core::sse::SseEvent;
+use worker_adapters_core::stream::{FrameSink, StreamConfig, StreamDecoder, UnaryAnswer};
 use worker_adapters_core::time::Instant;
 
 const EVENT_STREAM: &[(&[u8], &[u8])] = &[(b"content-type", b"text/event-stream")];
@@ -170,6 +173,7 @@ fn each_clock_fires_exactly_when_it_said_it_would() {
     stream.tick(125.0);
     assert_eq!((stream.error().detail, stream.error().phase), (Detail::FirstToken, Phase::Head));
     assert_eq!(stream.error().processed, Processed::Unknown);
+    assert_eq!(stream.error().message, "the first-token clock ran out in phase head");
 
     // Between tokens.
     let mut stream = Stream::clocked().dispatched(0.0);
@@ -177,6 +181,7 @@ fn each_clock_fires_exactly_when_it_said_it_would() {
     assert_eq!(stream.wakeup(), Some(32.0));
     stream.tick(32.0);
     assert_eq!((stream.error().detail, stream.error().phase), (Detail::TokenGap, Phase::Stream));
+    assert_eq!(stream.error().message, "the token-gap clock ran out in phase stream");
     assert_eq!(stream.error().tokens_emitted, 1);
 
     // The head has come, but not a byte since: idle, before the first-token clock.
@@ -185,11 +190,13 @@ fn each_clock_fires_exactly_when_it_said_it_would() {
     assert_eq!(stream.wakeup(), Some(76.0));
     stream.tick(76.0);
     assert_eq!((stream.error().detail, stream.error().phase), (Detail::Idle, Phase::FirstToken));
+    assert_eq!(stream.error().message, "the idle clock ran out in phase first_token");
 
     // The deadline is over all, in whatever phase.
     let mut stream = Stream::clocked();
     stream.tick(1000.0);
     assert_eq!((stream.error().detail, stream.error().phase), (Detail::Deadline, Phase::Queue));
+    assert_eq!(stream.error().message, "the task's deadline passed in phase queue");
     assert_eq!((stream.error().code, stream.error().retriable), (ErrorKind::DeadlineUnmet, false));
     assert_eq!(stream.error().processed, Processed::No);
 }
@@ -247,6 +254,22 @@ fn bytes_after_the_deadline_come_too_late() {
     stream.head(200, EVENT_STREAM, 0.0).feed(&frame("a", 1), 999.0).feed(&frame("b", 2), 1000.0);
     assert_eq!(stream.kinds(), ["started", "token", "error"]);
     assert_eq!(stream.error().detail, Detail::Deadline);
+}
+
+#[test]
+fn nothing_that_comes_at_the_deadline_counts() {
+    let mut head = Stream::clocked().dispatched(0.0);
+    assert_eq!(head.decoder.deadline(), Some(secs(1000.0)));
+    head.head(503, &[], 1000.0).finish(true, 1000.0);
+    let mut end = Stream::clocked().dispatched(0.0);
+    end.head(200, EVENT_STREAM, 0.0).finish(true, 1000.0);
+    let mut answer = Stream::clocked().dispatched(0.0);
+    answer.decoder.complete(UnaryAnswer::default(), secs(1000.0), &mut answer.events);
+    for stream in [head, end, answer] {
+        assert_eq!(stream.kinds(), ["error"]);
+        assert_eq!(stream.error().detail, Detail::Deadline);
+    }
+    assert_eq!(Stream::new(|_| {}).decoder.deadline(), None);
 }
 
 #[test]
@@ -358,6 +381,38 @@ fn a_unary_answer_is_started_and_end() {
     let end = stream.end();
     assert_eq!((end.tokens_in, end.tokens_out), (Some(5), 0));
     assert_eq!(end.embeddings.as_deref(), Some(&[vec![0.5]][..]));
+}
+
+#[test]
+fn what_is_no_utf_8_is_counted() {
+    let Stream { mut decoder, mut events } = Stream::new(|_| {});
+    assert_eq!(decoder.utf8_replaced(), 0);
+    decoder.feed(b"data: {\"content\":\"\xff \xff\"}\n\n", secs(0.0), &mut events);
+    assert_eq!(decoder.utf8_replaced(), 2);
+}
+
+/// Accepts every other frame, and notes whether the stream had started before each.
+struct Halting<'s>(&'s RefCell<Vec<bool>>);
+
+impl FrameParser for Halting<'_> {
+    fn frame(&mut self, _: &SseEvent<'_>, sink: &mut FrameSink<'_>) -> Result<(), JsonError> {
+        let mut was_started = self.0.borrow_mut();
+        was_started.push(sink.is_started());
+        if was_started.len().is_multiple_of(2) {
+            sink.accept();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_stream_starts_with_the_first_frame_that_is_accepted() {
+    let was_started = RefCell::default();
+    let mut decoder = StreamDecoder::new(Halting(&was_started), StreamConfig::new("own"));
+    let mut events = Vec::new();
+    decoder.feed(b"data: 1\n\ndata: 2\n\ndata: 3\n\n", secs(0.0), &mut events);
+    assert_eq!(events.iter().map(TokenEvent::kind).collect::<Vec<_>>(), ["started"]);
+    assert_eq!(*was_started.borrow(), [false, false, true]);
 }
 
 #[test]

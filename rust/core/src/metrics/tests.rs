@@ -6,7 +6,7 @@ use super::*;
 use crate::dialects::Dialect;
 use crate::error::{Detail, Phase};
 use crate::http::ResponseHead;
-use crate::stream::{StreamConfig, StreamDecoder};
+use crate::stream::{StreamConfig, StreamDecoder, UnaryAnswer};
 
 const REPLICA: [(&str, &str); 4] =
     [("engine", "llamacpp"), ("engine_version", "b1"), ("pool_id", "p"), ("replica_id", "0")];
@@ -96,6 +96,29 @@ fn a_stream_is_counted_once() {
     // Two tokens came together, 20 ms after the first.
     let gaps = histogram(&metrics, Family::InterToken);
     assert_eq!((gaps.sum_micros, gaps.counts[3]), (20_000, 2));
+}
+
+#[test]
+fn a_decoder_that_was_told_of_no_head_counts_by_what_it_is_fed() {
+    let (metrics, replica) = counted();
+    let mut stream = decoder(&replica.task("batch", None));
+    stream.feed(&frame("", 0, ",\"stop\":true,\"stop_type\":\"eos\""), at(0), &mut Vec::new());
+    drop(stream);
+    let outcome = with(&REPLICA, &[("outcome", "completed")]);
+    assert_eq!(count(&metrics, Family::TasksFinished, &outcome), Some(1));
+}
+
+#[test]
+fn a_unary_answer_completes_its_task() {
+    let (metrics, replica) = counted();
+    let mut stream = decoder(&replica.task("batch", None));
+    stream.dispatched(at(0));
+    let answer = UnaryAnswer { tokens_in: Some(5), ..UnaryAnswer::default() };
+    stream.complete(answer, at(10), &mut Vec::new());
+    drop(stream);
+    let outcome = with(&REPLICA, &[("outcome", "completed")]);
+    assert_eq!(count(&metrics, Family::TasksFinished, &outcome), Some(1));
+    assert_eq!(count(&metrics, Family::TokensIn, &REPLICA), Some(5));
 }
 
 proptest::proptest! {
