@@ -1,5 +1,6 @@
 """Fixtures and paths that several suites share."""
 
+import gc
 import signal
 from pathlib import Path
 
@@ -20,6 +21,13 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _swift_collections() -> None:
+    """Spare every collection of garbage, of which many tests make some, what is there by now."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,16 +9,7 @@ import pytest
 from tests.faults.outcomes import LOG
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
-
-
-@pytest.fixture(autouse=True, scope="package")
-def _swift_collections() -> Iterator[None]:
-    """Spare every collection of garbage, of which `released` makes many, what was there before."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+    from collections.abc import Generator
 
 
 @pytest.fixture(autouse=True)

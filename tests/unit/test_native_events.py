@@ -294,10 +294,5 @@ def test_a_task_that_nobody_holds_goes_on(engine: ScriptedEngine, loop_factory: 
                 await asyncio.sleep(0)
         await made.aclose()
 
-    # The collector need not go through everything that the other tests have left behind.
-    gc.freeze()
-    try:
-        with asyncio.Runner(loop_factory=loop_factory, debug=True) as runner:
-            runner.run(main())
-    finally:
-        gc.unfreeze()
+    with asyncio.Runner(loop_factory=loop_factory, debug=True) as runner:
+        runner.run(main())
