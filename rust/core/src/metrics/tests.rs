@@ -115,6 +115,9 @@ fn a_unary_answer_completes_its_task() {
     stream.dispatched(at(0));
     let answer = UnaryAnswer { tokens_in: Some(5), ..UnaryAnswer::default() };
     stream.complete(answer, at(10), &mut Vec::new());
+    // A second one comes too late to count.
+    let answer = UnaryAnswer { tokens_in: Some(7), ..UnaryAnswer::default() };
+    stream.complete(answer, at(11), &mut Vec::new());
     drop(stream);
     let outcome = with(&REPLICA, &[("outcome", "completed")]);
     assert_eq!(count(&metrics, Family::TasksFinished, &outcome), Some(1));
