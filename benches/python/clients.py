@@ -20,7 +20,7 @@ from worker_adapters.transport._tls import TlsSetup
 STREAMS_PER_ADAPTER = 1000
 """An adapter is one engine, and no engine serves more at a time."""
 
-TIMEOUT_SECONDS = 600.0
+TIMEOUT_SECONDS = 7200.0
 
 PAYLOAD: Mapping[str, Any] = {
     "model": "bench",
@@ -126,7 +126,7 @@ def chat_task() -> TaskRequest:
         ctx=512,
         priority="interactive",
         max_tokens=100_000,
-        deadline_ms=600_000,
+        deadline_ms=int(TIMEOUT_SECONDS * 1000),
         extensions={"messages": PAYLOAD["messages"]},
     )
 

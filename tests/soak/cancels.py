@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from benches.python.clients import chat_task
-from tests.soak.gauges import Gauges, still_open
+from tests.soak.gauges import PATIENCE, Gauges, still_open
 from worker_adapters import RetryPolicy, VllmAdapter, WorkerError
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ cancels it by its id, by one that ends the reader's wait, by cancelling the read
 
 AT_ONCE = 64
 TIMED = 20_000
-
-PATIENCE = 10.0
-"""How long the engine has to see the end of the last connections, in seconds."""
 
 AMID = 0.25
 """Share of those whose moment is counted from their first token, not from their submit."""

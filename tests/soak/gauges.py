@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 """Of glibc alone."""
+
+PATIENCE = 10.0
+"""How long both ends have to let go of their last connections, in seconds."""
 
 ESTABLISHED, CLOSE_WAIT = "01", "08"
 """States of a socket, as /proc/net/tcp has them."""
@@ -62,6 +66,14 @@ def sockets(port: int, *, of_server: bool) -> Counter[str]:
         if fields[1 if of_server else 2].endswith(wanted):
             found[fields[3]] += 1
     return found
+
+
+async def descriptors_settled(aim: int) -> int:
+    """Return how many descriptors are open once it is ``aim`` or less, or `PATIENCE` is over."""
+    until = time.monotonic() + PATIENCE
+    while (count := descriptors()) > aim and time.monotonic() < until:  # noqa: ASYNC110 - no event
+        await asyncio.sleep(0.01)
+    return count
 
 
 def still_open(port: int) -> int:

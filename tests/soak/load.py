@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from benches.python.clients import CONTENDERS, Slot, chat_task
 from benches.python.replay import replay_server
 from benches.python.streams import texts
-from tests.soak.gauges import Gauges, rss
+from tests.soak.gauges import Gauges, descriptors_settled, rss
 from tests.soak.measure import Growth, Report, percentile, slope
 from worker_adapters import VllmAdapter
 
@@ -97,10 +97,9 @@ async def streams(contender: str, *, count: int, seconds: float, interval_ms: in
             # A page in five minutes, of every stream.
             report.require(grown <= 4096 / 300, "memory grows while streams are held")
             report.require(each <= STREAM_KIB, f"a stream takes {each:.1f} KiB")
-        await asyncio.sleep(0)
-    after = Gauges.read()
-    report.figures["descriptors left"] = after.descriptors - base.descriptors
-    report.require(after.descriptors <= base.descriptors, "descriptors are left behind")
+    left = await descriptors_settled(base.descriptors) - base.descriptors
+    report.figures["descriptors left"] = left
+    report.require(left <= 0, "descriptors are left behind")
     return report
 
 
