@@ -502,7 +502,7 @@ impl<'a> Reader<'a> {
     }
 
     fn enter(&mut self) -> Result<()> {
-        if self.depth == MAX_DEPTH {
+        if self.depth >= MAX_DEPTH {
             return Err(self.error(JsonErrorKind::Depth));
         }
         self.depth += 1;
@@ -788,6 +788,18 @@ mod tests {
         assert_eq!(error.to_string(), "JSON that is not UTF-8 at byte 2");
         let error = Reader::new("\"1\"").u64_or_null().unwrap_err();
         assert_eq!(error.to_string(), "JSON with a field of an unexpected type at byte 0");
+    }
+
+    #[test]
+    fn a_number_knows_where_it_stood() {
+        let mut reader = Reader::new("[12, -3.5e+7]");
+        let mut spans = Vec::new();
+        let read = reader.array(|_, reader| {
+            reader.skip()?;
+            spans.push(reader.number_span());
+            Ok(())
+        });
+        assert_eq!((read, spans), (Ok(()), vec![1..3, 5..12]));
     }
 
     #[test]
