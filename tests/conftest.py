@@ -30,6 +30,11 @@ def _swift_collections() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Show what was frozen again: plugins ask, at the end, what refers to what."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Return the root of the source tree."""
