@@ -118,7 +118,7 @@ async def faults(contender: Transport, *, count: int, at_once: int = 16) -> Repo
 
         await session(at_once * 40, lambda: None)
         details.clear()
-        before, began = Gauges.read(), time.monotonic()
+        before, began = await Gauges.settled(), time.monotonic()
         await session(count, growth.count)
         elapsed = time.monotonic() - began
         await asyncio.sleep(0.1)
@@ -129,7 +129,7 @@ async def faults(contender: Transport, *, count: int, at_once: int = 16) -> Repo
             "internal": details["internal"],
         }
         growth.into(report)
-        growth.settled(before, Gauges.read(), report)
+        growth.settled(before, await Gauges.settled(), report)
     report.require(sum(details.values()) == count, "tasks without an outcome")
     report.require(not details["internal"], "faults of the library's own")
     report.require(len(details) > 10, f"few outcomes: {sorted(details)}")

@@ -220,4 +220,4 @@ async def _settled(port: int) -> Gauges:
     until = time.monotonic() + PATIENCE
     while still_open(port) and time.monotonic() < until:  # noqa: ASYNC110 - no event tells
         await asyncio.sleep(0.01)
-    return Gauges.read()
+    return await Gauges.settled()

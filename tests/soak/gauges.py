@@ -46,6 +46,15 @@ class Gauges:
             tasks = 0
         return cls(rss(), descriptors(), threading.active_count(), tasks, len(gc.get_objects()))
 
+    @classmethod
+    async def settled(cls) -> Gauges:
+        """Look once the loop has let go of cancelled timers: asyncio does when they are many."""
+        loop = asyncio.get_running_loop()
+        for _ in range(1000):
+            loop.call_later(3600, gc.collect).cancel()
+        await asyncio.sleep(0)
+        return cls.read()
+
 
 def rss(pid: int | str = "self") -> int:
     """Return the resident memory of a process, in bytes."""

@@ -128,13 +128,13 @@ async def requests(contender: str, *, count: int, at_once: int = 32) -> Report:
                         group.create_task(worker())
 
         await session(at_once * 10, lambda: None)
-        before, began = Gauges.read(), time.monotonic()
+        before, began = await Gauges.settled(), time.monotonic()
         await session(count, growth.count)
         elapsed = time.monotonic() - began
         await asyncio.sleep(0.1)
         report.figures |= {"requests": count, "per s": round(count / elapsed)}
         growth.into(report)
-        growth.settled(before, Gauges.read(), report)
+        growth.settled(before, await Gauges.settled(), report)
     return report
 
 
