@@ -79,6 +79,7 @@ fn patterns_read_back_as_they_are_shown() {
         ("http://10.20.0.0/16:8000", "http://10.20.0.0/16:8000"),
         ("http://10.20.0.0/16", "http://10.20.0.0/16:80"),
         ("http://[fd12::/16]:*", "http://[fd12::/16]:*"),
+        ("http://[fd12::/112]", "http://[fd12::/112]:80"),
         ("https://bücher.example", "https://xn--bcher-kva.example:443"),
         ("http://10.0.0.1/32", "http://10.0.0.1:80"),
     ] {
