@@ -43,8 +43,8 @@ Event = tuple[str, dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def program() -> Path:
-    """The built example."""
-    command = [CARGO, "build", "--quiet", "--locked", "--package", "worker-adapters-net"]
+    """The built example, of what the Rust tests have compiled."""
+    command = [CARGO, "build", "--quiet", "--locked", "--workspace"]
     command += ["--example", "orchestrator", "--message-format", "json"]
     built = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)
     artefacts = (json.loads(line) for line in built.stdout.splitlines())
