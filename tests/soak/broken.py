@@ -143,7 +143,8 @@ async def mass_reset(contender: Transport, *, count: int) -> Report:
     terminals: Counter[int] = Counter()
     base = Gauges.read()
     with mortal_server() as (port, kill):
-        url = f"http://127.0.0.1:{port}/p50000/100000"
+        # 40,000 tokens a second in all, however many share them.
+        url = f"http://127.0.0.1:{port}/p{count * 25}/100000"
         # As many at a time as an adapter has places for.
         adapters = [
             VllmAdapter(url, transport=contender, retries=ONCE, timeouts=Timeouts(connect=60.0))
