@@ -185,6 +185,8 @@ const HOSTILE: &[&str] = &[
     "api_key=",
     "api_key =\"",
     "api_key:\\\"",
+    "authorization\",'",
+    "authorization\",\"jwt\",'",
     "\"token\",\"",
     "'token',\"\\",
     "token,",

@@ -175,12 +175,10 @@ fn secret_of(text: &[u8], value: Range<usize>, kind: Name) -> Range<usize> {
     let content = stretch(text, value.clone());
     match kind {
         Name::Authorization => {
-            let word = run(text, value.start, |byte| byte > b' ').min(value.end);
-            if scheme(stretch(text, value.start..word)) {
-                let token = run(text, word, blank).min(value.end);
-                if token > word {
-                    return token..value.end;
-                }
+            let word = run(content, 0, |byte| byte > b' ');
+            let token = run(content, word, blank);
+            if token > word && scheme(stretch(content, 0..word)) {
+                return value.start + token..value.end;
             }
         }
         Name::User => return password(text, value),
