@@ -18,6 +18,9 @@ __all__ = ["Attempts", "Repeat", "Retries", "RetryPolicy"]
 MAX_SAVED: Final = 100.0
 """How many retries a long calm saves up for at most."""
 
+ROUNDING: Final = 1e-3
+"""To how many seconds an engine's pause is told: with less than that left it does not fit."""
+
 _NEVER: Final = frozenset(
     ("saturated", "circuit_open", "unary_timeout", "first_token", "header_timeout", "write_timeout")
 )
@@ -132,6 +135,6 @@ class Attempts:
             pause = self._retries.pause(self.made - 1)
         else:
             pause = error.retry_after_ms / 1000
-        if until is not None and now + pause >= until:
+        if until is not None and until - now - pause < ROUNDING:
             return None
         return pause if self._retries.spend(now) else None

@@ -161,6 +161,17 @@ def test_what_the_engine_asks_for_wins() -> None:
     assert retries.begin().pause_after(none, Repeat.HARMFUL, 0, None) == 0.0
 
 
+@pytest.mark.parametrize("past", [0.0, 1e-9, 0.0004, 0.0006, 0.000999])
+def test_a_pause_that_leaves_less_than_a_millisecond_is_not_begun(past: float) -> None:
+    retries = Retries(RetryPolicy(), most)
+    asked = failed("loading", retry_after_ms=600)
+    for now in (0.0, 1000.1, 123456.7):
+        until = now + 0.6 + past
+        assert retries.begin().pause_after(asked, Repeat.HARMFUL, now, until) is None
+        until = now + 0.602
+        assert retries.begin().pause_after(asked, Repeat.HARMFUL, now, until) == 0.6
+
+
 @pytest.mark.parametrize(
     ("error", "harmless", "wasteful", "harmful"),
     [
@@ -685,6 +696,32 @@ def test_a_pause_that_does_not_end_before_the_deadline_is_not_begun(transport: s
             told_again = await made.submit(task(deadline_ms=60_000))
             await told_again.collect()
             assert len(server.requests("/completion")) == 2
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize("took", [0.0004, 0.0006])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_pause_that_was_cut_to_the_deadline_is_not_begun(transport: str, took: float) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def loading(connection: Connection, _: Received) -> None:
+            await asyncio.sleep(took)
+            told = refusing(LOADING, "503 Service Unavailable", "Retry-After: 30")
+            await connection.send(told)
+
+        async with (
+            playing(engine(loading)) as server,
+            retrying(server, transport=transport) as made,
+        ):
+            await made.engine_version()
+            began = loop.time()
+            with pytest.raises(PoolUnavailable) as caught:
+                await made.submit(task(deadline_ms=600))
+            assert loop.time() - began < 0.1
+            assert 500 < (caught.value.retry_after_ms or 0) <= 600
+            assert len(server.requests("/completion")) == 1
 
     run_virtually(main())
 

@@ -109,8 +109,13 @@ impl Running {
     }
 
     /// What is left of the task's time, in milliseconds; without a deadline, all the time there is.
+    ///
+    /// Rounded up: a pause that is cut to it never ends before the deadline.
     pub(crate) fn until_deadline_ms(&self, now: Instant) -> u64 {
-        self.clocks.deadline.map_or(u64::MAX, |deadline| millis(deadline.saturating_since(now)))
+        self.clocks.deadline.map_or(u64::MAX, |deadline| {
+            let left = deadline.saturating_since(now).as_nanos().div_ceil(1_000_000);
+            u64::try_from(left).unwrap_or(u64::MAX)
+        })
     }
 
     pub(crate) fn has_first_token(&self) -> bool {

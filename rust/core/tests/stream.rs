@@ -306,6 +306,20 @@ fn a_pause_ends_with_the_task() {
 }
 
 #[test]
+fn a_pause_that_is_cut_never_fits_into_what_the_task_has_left() {
+    const ASKED: &str = r#"{"error":{"message":"m","retry_after":50}}"#;
+    for past_the_millisecond in [0.000_1, 0.000_4, 0.000_6, 0.000_9] {
+        let now = 998.0 + past_the_millisecond;
+        let mut told = Stream::clocked().dispatched(997.0);
+        told.head(429, &[(b"retry-after", b"50")], now).finish(true, now);
+        assert_eq!(told.error().retry_after_ms, Some(2000), "{now}");
+        let mut in_the_body = Stream::clocked().dispatched(997.0);
+        in_the_body.head(429, &[], now).feed(ASKED, now).finish(true, now);
+        assert_eq!(in_the_body.error().retry_after_ms, Some(2000), "{now}");
+    }
+}
+
+#[test]
 fn a_pause_until_a_date_is_counted_by_the_wall_clock() {
     let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
     let mut stream = Stream::new(|config| config.wall = Some((secs(100.0), wall)));
