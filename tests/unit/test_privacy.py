@@ -181,6 +181,42 @@ async def test_messages_are_texts_of_the_task() -> None:
     assert caught.value.message == "no: […], in vain"
 
 
+def test_all_that_a_task_says_is_private() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"day": {"type": "string", "description": "The day of the meeting"}},
+        "anyOf": [{"description": "A kind of meeting"}],
+    }
+    tool = {"name": "meet", "description": "Arranges what nobody may know", "parameters": schema}
+    told: list[dict[str, Any]] = [
+        {"tools": [tool], "messages": [{"role": "user", "content": "When?"}], "stop": ["<secret>"]},
+        {"constraint": {"json_schema": schema}},
+        {"constraint": {"regex": "(Alice|Bob) knows"}},
+        {"constraint": {"grammar": 'root ::= "Alice"'}},
+        {"constraint": {"choice": ["Alice knows", "Bob knows"]}},
+    ]
+    requests = [
+        Extensions.all().task_request(
+            **fields(prompt=... if "messages" in one else "Whom?", extensions=one)
+        )
+        for one in told
+    ]
+    said = [set(private_texts(request)) - {"Whom?"} for request in requests]
+    assert said == [
+        {
+            "Arranges what nobody may know",
+            "The day of the meeting",
+            "A kind of meeting",
+            "When?",
+            "<secret>",
+        },
+        {"The day of the meeting", "A kind of meeting"},
+        {"(Alice|Bob) knows"},
+        {'root ::= "Alice"'},
+        {"Alice knows", "Bob knows"},
+    ]
+
+
 # What a traceback shows of variables.
 
 

@@ -1,6 +1,5 @@
 """A task on its way to an engine, and what comes back from one that does not stream."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,15 +75,33 @@ class Dispatch:
 
 
 def private_texts(task: TaskRequest) -> tuple[str, ...]:
-    """Return what of a task no error may repeat: prompt, inputs and messages.
-
-    Beside what is not ASCII stands how it looks where an engine quotes JSON.
-    """
+    """Return what of a task no error may repeat: all that it says in words."""
     texts = [text for text in (task.prompt, *(task.inputs or ())) if text]
-    if task.extensions is not None:
-        for message in task.extensions.messages or ():
+    extensions = task.extensions
+    if extensions is not None:
+        for message in extensions.messages or ():
             texts += _said(message)
-    return (*texts, *(json.dumps(text)[1:-1] for text in texts if not text.isascii()))
+        for tool in extensions.tools or ():
+            texts += _described(tool.model_dump())
+        if (constraint := extensions.constraint) is not None:
+            texts += (text for text in (constraint.regex, constraint.grammar) if text)
+            texts += constraint.choice or ()
+            texts += _described(constraint.json_schema)
+        texts += extensions.stop or ()
+    return tuple(texts)
+
+
+def _described(schema: object) -> Iterator[str]:
+    """Yield the descriptions in a JSON Schema; its other words are of the language."""
+    left = [schema]
+    while left:
+        value = left.pop()
+        if isinstance(value, list | tuple):
+            left += value
+        elif isinstance(value, dict):
+            if isinstance(text := value.get("description"), str):
+                yield text
+            left += value.values()
 
 
 def _said(message: ChatMessage) -> Iterator[str]:

@@ -142,7 +142,7 @@ impl Redactor {
     /// texts. Those are hidden while they are whole, before names and shapes are looked for.
     pub(crate) fn quote(&self, message: &str) -> String {
         let known = settle(message, |text| find(text, |text, spans| self.known(text, spans)));
-        self.redact(&private::hide(&known, &self.private)).into_owned()
+        self.redact(&self.without_private(&known)).into_owned()
     }
 
     /// `text` with every secret replaced; borrowed when there is none in it.
@@ -156,6 +156,22 @@ impl Redactor {
                 tokens::find(text, spans);
             })
         })
+    }
+
+    fn without_private<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        if self.private.is_empty() {
+            return text.into();
+        }
+        let spans = find(text, |text, spans| private::find(text, &self.private, spans));
+        let mut out = String::new();
+        let mut copied = 0;
+        for span in &spans {
+            out.push_str(text.get(copied..span.start).unwrap_or_default());
+            out.push_str("[…]");
+            copied = span.end;
+        }
+        out.push_str(text.get(copied..).unwrap_or_default());
+        out.into()
     }
 
     fn known(&self, text: &[u8], spans: &mut Vec<Span>) {

@@ -79,7 +79,7 @@ fn private_texts_are_hidden_wherever_an_engine_quotes_them() {
         Redactor::default().with_private_texts(["the quick brown fox\njumps", "secret", "hi"]);
     let hidden = |message| redactor.quote(message);
     assert_eq!(hidden("bad input: the quick brown fox at 3"), "bad input: […] at 3");
-    assert_eq!(hidden("near 'ck brown fox\\njumps'"), "near '[…]\\njumps'");
+    assert_eq!(hidden("near 'ck brown fox\\njumps'"), "near '[…]'", "escaped");
     assert_eq!(hidden("no secret here"), "no […] here");
     assert_eq!(hidden("this"), "this", "ordinary text");
     assert_eq!(hidden("the quick"), "the quick", "too short to tell anything");
@@ -92,6 +92,70 @@ fn private_texts_are_hidden_wherever_an_engine_quotes_them() {
     assert_eq!(hidden("brown foxes jump"), "brown foxes jump");
     assert_eq!(hidden("é"), "é");
     assert_eq!(Redactor::default().quote("hi"), "hi");
+}
+
+#[test]
+fn private_texts_are_hidden_however_they_are_escaped() {
+    let prompt = "Напиши \"тайное\" письмо 😀";
+    let redactor = Redactor::default().with_private_texts([prompt]);
+    let ascii: String = prompt
+        .encode_utf16()
+        .map(|unit| match u8::try_from(unit) {
+            Ok(ascii) => char::from(ascii).to_string(),
+            Err(_) => format!("\\u{unit:04x}"),
+        })
+        .collect();
+    let json = serde_json::to_string(&serde_json::to_string(prompt).unwrap()).unwrap();
+    let twice = ascii.replace('\\', "\\\\");
+    let each = |spelled: fn(u8) -> String| prompt.bytes().map(spelled).collect::<Vec<_>>().concat();
+    let percent = each(|byte| format!("%{byte:02X}"));
+    let bytes = each(|byte| format!("\\x{byte:02x}"));
+    for escaped in [prompt, &ascii, &twice, &percent, &bytes] {
+        assert_eq!(redactor.quote(&format!("no: {escaped}!")), "no: […]!", "{escaped}");
+    }
+    assert_eq!(redactor.quote(&format!("no: {json}!")), r#"no: "\"[…]\""!"#);
+}
+
+#[test]
+fn a_private_text_is_passed_over_once() {
+    let words = (0..200_000).map(|number| format!("{number} ")).collect::<Vec<_>>().concat();
+    let start = words.get(..900).unwrap();
+    let end = words.get(words.len() - 900..).unwrap();
+    let redactor = Redactor::default().with_private_texts([&*words, "199999 199998 ", "aaaaaaa"]);
+    // What is not in the text at all has it looked through to its end.
+    assert_eq!(redactor.quote(&format!("{end}<nowhere to be found>")), "[…]<nowhere to be found>");
+    assert_eq!(redactor.quote(&format!("it said {start}!")), "it said […]!");
+    assert_eq!(redactor.quote("199999 199998 and on"), "[…]and on");
+    assert_eq!(redactor.quote("b aaaaaaaaaaaa b"), "b […] b", "all of what repeats itself");
+    assert_eq!(redactor.quote("199999199998"), "199999199998");
+}
+
+proptest::proptest! {
+    #[test]
+    fn what_is_hidden_of_private_texts_is_every_stretch_of_them(
+        message in "[ab]{0,60}",
+        private in proptest::collection::vec("[ab]{6,30}", 1..4),
+    ) {
+        let least = |text: &String| text.len().min(PRIVATE_STRETCH_BYTES);
+        let mut hidden = vec![false; message.len()];
+        for text in &private {
+            for at in 0..message.len() {
+                if message.get(at..at + least(text)).is_some_and(|part| text.contains(part)) {
+                    hidden.iter_mut().skip(at).take(least(text)).for_each(|byte| *byte = true);
+                }
+            }
+        }
+        let mut expected = String::new();
+        for (at, byte) in message.chars().enumerate() {
+            match (hidden[at], at > 0 && hidden[at - 1]) {
+                (false, _) => expected.push(byte),
+                (true, false) => expected.push_str("[…]"),
+                (true, true) => {}
+            }
+        }
+        let redactor = Redactor::default().with_private_texts(private);
+        proptest::prop_assert_eq!(redactor.quote(&message), expected);
+    }
 }
 
 #[test]

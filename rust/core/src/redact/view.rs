@@ -1,7 +1,7 @@
 //! A text with its escapes undone, and where each byte of it came from.
 //!
 //! A URL inside a URL, a document inside a document: `%3Ftoken%3D…`, `\"api_key\":`, `\u0073k-…`.
-//! Undoing ASCII escapes alone lets the same scanners read them.
+//! Undoing the escapes lets the same scanners read them.
 
 use std::ops::Range;
 
@@ -23,10 +23,10 @@ impl View {
         let mut copied = 0;
         loop {
             match unescape(text.get(next..).unwrap_or_default()) {
-                Some((byte, length)) => {
+                Some((meant, length)) => {
                     view.copy(text, copied..next);
-                    view.text.push(byte);
-                    view.starts.push(next);
+                    view.text.extend_from_slice(meant.as_bytes());
+                    view.starts.resize(view.text.len(), next);
                     next += length;
                     copied = next;
                 }
@@ -57,25 +57,55 @@ impl View {
     }
 }
 
-/// The ASCII character that an escape at the start of `text` stands for, and its length.
-fn unescape(text: &[u8]) -> Option<(u8, usize)> {
+/// What an escape stands for.
+enum Meant {
+    Byte([u8; 1]),
+    Character([u8; 4], usize),
+}
+
+impl Meant {
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Byte(byte) => byte,
+            Self::Character(bytes, length) => bytes.get(..*length).unwrap_or_default(),
+        }
+    }
+}
+
+impl From<char> for Meant {
+    fn from(character: char) -> Self {
+        let mut bytes = [0; 4];
+        let length = character.encode_utf8(&mut bytes).len();
+        Self::Character(bytes, length)
+    }
+}
+
+/// What the escape at the start of `text` stands for, and its length.
+fn unescape(text: &[u8]) -> Option<(Meant, usize)> {
     let hex = |range: Range<usize>| {
         text.get(range)?.iter().try_fold(0u32, |value, byte| {
             char::from(*byte).to_digit(16).map(|digit| value << 4 | digit)
         })
     };
-    let ascii = |value: u32| u8::try_from(value).ok().filter(u8::is_ascii);
-    let (byte, length) = match (text.first()?, text.get(1)?) {
-        (b'%', _) => (ascii(hex(1..3)?)?, 3),
-        (b'\\', b'u') => (ascii(hex(2..6)?)?, 6),
-        (b'\\', b'x') => (ascii(hex(2..4)?)?, 4),
-        (b'\\', b'n') => (b'\n', 2),
-        (b'\\', b'r') => (b'\r', 2),
-        (b'\\', b't') => (b'\t', 2),
-        (b'\\', same @ (b'\\' | b'/' | b'"' | b'\'')) => (*same, 2),
+    let byte = |value: u32| u8::try_from(value).ok().map(|byte| Meant::Byte([byte]));
+    let character = |value: u32| char::from_u32(value).map(Meant::from);
+    Some(match (text.first()?, text.get(1)?) {
+        (b'%', _) => (byte(hex(1..3)?)?, 3),
+        (b'\\', b'u') => match (hex(2..6)?, text.get(6..8), hex(8..12)) {
+            // A character beyond the first plane is two, in UTF-16.
+            (high @ 0xD800..0xDC00, Some(br"\u"), Some(low @ 0xDC00..0xE000)) => {
+                (character(0x1_0000 + ((high - 0xD800) << 10) + (low - 0xDC00))?, 12)
+            }
+            (unit, ..) => (character(unit)?, 6),
+        },
+        (b'\\', b'U') => (character(hex(2..10)?)?, 10),
+        (b'\\', b'x') => (byte(hex(2..4)?)?, 4),
+        (b'\\', b'n') => ('\n'.into(), 2),
+        (b'\\', b'r') => ('\r'.into(), 2),
+        (b'\\', b't') => ('\t'.into(), 2),
+        (b'\\', same @ (b'\\' | b'/' | b'"' | b'\'')) => (Meant::Byte([*same]), 2),
         _ => return None,
-    };
-    Some((byte, length))
+    })
 }
 
 #[cfg(test)]
@@ -86,12 +116,12 @@ mod tests {
     fn escapes_are_undone_and_found_again() {
         let source = br"caf\u00e9 %3Fa%3d\u0062\/\\n%zz%";
         let view = View::of(source).unwrap();
-        assert_eq!(view.text, br"caf\u00e9 ?a=b/\n%zz%");
+        assert_eq!(view.text, "café ?a=b/\\n%zz%".as_bytes());
         let at = view.text.windows(4).position(|part| part == b"?a=b").unwrap();
         assert_eq!(source.get(view.source(at..at + 4)).unwrap(), br"%3Fa%3d\u0062");
         let all = 0..view.text.len();
         assert_eq!(view.source(all), 0..source.len());
-        assert_eq!(View::of(&view.text).unwrap().text, b"caf\\u00e9 ?a=b/\n%zz%");
+        assert_eq!(View::of(&view.text).unwrap().text, "café ?a=b/\n%zz%".as_bytes());
     }
 
     #[test]
@@ -101,8 +131,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_ascii_is_undone_too() {
+        for escaped in [r"\u041d\ud83d\ude00", r"\u041d\U0001f600", r"\xd0\x9d%f0%9F%98%80"] {
+            let view = View::of(escaped.as_bytes()).unwrap();
+            assert_eq!(view.text, "Н😀".as_bytes(), "{escaped}");
+            assert_eq!(view.source(0..view.text.len()), 0..escaped.len());
+        }
+        assert!(View::of(br"\ud83d\u0041").is_some_and(|view| view.text == br"\ud83dA"));
+    }
+
+    #[test]
     fn a_text_without_escapes_has_no_view() {
-        for text in ["", "plain", "100%", "%", "\\", "C:\\dir", "\\u00", "%fe", "\\ud83d"] {
+        for text in ["", "plain", "100%", "%", "\\", "C:\\dir", "\\u00", "%f", "\\ud83d"] {
             assert!(View::of(text.as_bytes()).is_none(), "{text}");
         }
     }
