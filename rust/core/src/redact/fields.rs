@@ -52,8 +52,9 @@ fn value_after(text: &[u8], name: Range<usize>, kind: Name) -> Option<Range<usiz
     let spaces = |at| short_run(text, at, BETWEEN, blank);
     if kind == Name::Scheme {
         let at = spaces(name.end);
-        let end = run(text, at, in_token);
-        return (at > name.end && is_random(stretch(text, at..end))).then_some(at..end);
+        // What follows without a space may be followed by more names.
+        let token = (at > name.end).then(|| at..run(text, at, in_token))?;
+        return is_random(stretch(text, token.clone())).then_some(token);
     }
     let closed = short_run(text, name.end, BETWEEN, |b| quote(b) || matches!(b, b'\\' | b']'));
     let quoted = stretch(text, name.end..closed).iter().any(|b| quote(*b));
@@ -189,6 +190,11 @@ fn secret_of(text: &[u8], value: Range<usize>, kind: Name) -> Range<usize> {
 }
 
 fn unquoted(text: &[u8], at: usize, kind: Name, separator: &Separator) -> Range<usize> {
+    let flag = matches!(separator, Separator::Space) && byte(text, at) == b'-';
+    // A flag that is followed by another one has no value.
+    if flag && matches!(kind, Name::Secret | Name::Token) {
+        return at..at;
+    }
     let end = value_end(text, at);
     let none = end..end;
     match kind {
@@ -208,8 +214,6 @@ fn unquoted(text: &[u8], at: usize, kind: Name, separator: &Separator) -> Range<
         }
         Name::Cookie => at..line_end(text, at),
         Name::User => password(text, at..end),
-        // A flag that is followed by another one has no value.
-        _ if matches!(separator, Separator::Space) && byte(text, at) == b'-' => at..at,
         _ => secret_of(text, at..end, kind),
     }
 }
