@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import math
+import socket
 import ssl
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -336,6 +338,27 @@ async def test_a_proxy_that_ends_at_any_moment_leaves_no_socket() -> None:
                     await asyncio.sleep(0)
                 await proxy.stop()
     gc.collect()  # a writer that nobody closed warns here
+
+
+async def test_a_server_that_ends_while_it_accepts_leaves_no_socket(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asyncio.get_running_loop().set_debug(True)
+    async with released():
+        for moments in range(8):
+            server = RawServer(echo)
+            await server.start()
+            port = int(server.url.rpartition(":")[2])
+            with socket.create_connection(("127.0.0.1", port)) as end:
+                for _ in range(moments):
+                    await asyncio.sleep(0)
+                await server.stop()
+                end.settimeout(10.0)
+                # The server has let go of it.
+                with contextlib.suppress(ConnectionResetError):
+                    await asyncio.to_thread(end.recv, 1)
+    gc.collect()  # a socket that nobody closed warns here
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 # As users have it.

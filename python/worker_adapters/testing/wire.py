@@ -228,6 +228,7 @@ class RawServer:
         self._address = (host, port)
         self._tls = tls
         self._listener: asyncio.Server | None = None
+        self._is_stopped = False
         self._playing: set[asyncio.Task[None]] = set()
         self._failures: list[BaseException] = []
         self._problems: list[BaseException] = []
@@ -262,6 +263,7 @@ class RawServer:
 
         host, port = self._address
         self._listener = await loop.create_server(protocol, host, port, ssl=self._tls)
+        self._is_stopped = False
         port = self._listener.sockets[0].getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         self.url = f"{'http' if self._tls is None else 'https'}://{shown}:{port}"
@@ -270,7 +272,13 @@ class RawServer:
         """End every connection. Raises what a script has raised."""
         if self._listener is None:
             return
+        loop = asyncio.get_running_loop()
+        for listening in self._listener.sockets:
+            loop.remove_reader(listening.fileno())
+        # asyncio loses what it has accepted in this turn of the loop, were it closed at once.
+        await asyncio.sleep(0)
         self._listener.close()
+        self._is_stopped = True
         while self._playing:
             for task in self._playing:
                 task.cancel()
@@ -330,6 +338,9 @@ class RawServer:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not isinstance(reader, _Reader):
             raise TypeError("not as it was set up")
+        if self._is_stopped:
+            writer.transport.abort()
+            return
         connection = Connection(reader, writer)
         self.connections.append(connection)
         task = asyncio.get_running_loop().create_task(self._serve(connection))
