@@ -368,7 +368,13 @@ impl WorkerError {
     /// What an engine quotes of the redactor's private texts is hidden.
     #[must_use]
     pub fn with_message(mut self, message: &str, redactor: &Redactor) -> Self {
-        self.message = presentable(&redactor.quote(cut(message)));
+        let looked_at = cut(message);
+        let mut shown = redactor.quote(looked_at);
+        if looked_at.len() < message.len() {
+            shown.truncate(finished(&shown));
+            shown.push_str(CUT);
+        }
+        self.message = presentable(&shown);
         self
     }
 }
@@ -381,7 +387,10 @@ impl fmt::Display for WorkerError {
 
 impl std::error::Error for WorkerError {}
 
-/// As much of a message as is looked at; a secret that is cut off here is cut off in the end, too.
+/// What stands where a message has been cut.
+const CUT: &str = "…";
+
+/// As much of a message as is looked at.
 fn cut(message: &str) -> &str {
     let mut end = message.len().min(2 * MAX_MESSAGE_BYTES);
     while !message.is_char_boundary(end) {
@@ -390,9 +399,20 @@ fn cut(message: &str) -> &str {
     message.get(..end).unwrap_or_default()
 }
 
+/// Where the last word of a redacted text begins that was cut off in the middle: what is left of a
+/// secret may have lost the shape that it is told by. One that is longer than such a shape is left,
+/// and so is a marker.
+fn finished(text: &str) -> usize {
+    const LONGEST_SHAPE: usize = 64;
+    let of_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=_-.~%\\".contains(byte);
+    let word = text.bytes().rev().take(LONGEST_SHAPE + 1).take_while(of_token).count();
+    let start = text.len() - word;
+    let is_marker = text.get(..start).is_some_and(|before| before.ends_with('*'));
+    if word > LONGEST_SHAPE || is_marker { text.len() } else { start }
+}
+
 /// Escapes control characters and cuts at [`MAX_MESSAGE_BYTES`].
 fn presentable(text: &str) -> String {
-    const CUT: &str = "…";
     let mut out = String::new();
     // Where the mark goes if there is more than fits.
     let mut end = 0;
@@ -416,6 +436,9 @@ fn presentable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
 
     #[test]
@@ -471,5 +494,51 @@ mod tests {
         }
         let told = error.with_message(&("m".repeat(510) + "\n" + "mm"), &redactor).message;
         assert_eq!(told, "m".repeat(509) + "…");
+    }
+
+    #[test]
+    fn nothing_of_a_secret_shows_where_a_long_message_is_cut() {
+        let short = "sq-0123456789abcdefghijklmnopqrstuvwxyzABCDEF";
+        let long = short.repeat(2);
+        for (secret, before) in [(short, ""), (&long, ""), (&long, "u"), (&long, "us")] {
+            let redactor = Redactor::new([secret]).unwrap();
+            let encoded = STANDARD.encode(before.to_owned() + secret);
+            for length in [0, 8, 9, 30, 52, encoded.len() - 5, encoded.len()] {
+                // Its tokens shrink, so that the cut at 1,024 bytes is among what is shown.
+                let head = format!("bad header {}", "token=".to_owned() + &"q0".repeat(300));
+                let end = 2 * MAX_MESSAGE_BYTES - length;
+                let message = format!("{head:<end$}{encoded} and so on");
+                let shown = WorkerError::new("vllm", Detail::EngineError, Phase::Head)
+                    .with_message(&message, &redactor)
+                    .message;
+                assert!(shown.len() <= MAX_MESSAGE_BYTES && shown.ends_with('…'), "{shown}");
+                for piece in encoded.as_bytes().windows(8) {
+                    assert!(!shown.as_bytes().windows(8).any(|part| part == piece), "{shown}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_word_that_a_long_message_is_cut_in_is_dropped() {
+        let shown = |end: &str, redactor: &Redactor| {
+            let head = "token=".to_owned() + &"q0".repeat(400);
+            let length = 2 * MAX_MESSAGE_BYTES - end.len();
+            let message = format!("{head:<length$}{end}and so on");
+            let error = WorkerError::new("vllm", Detail::EngineError, Phase::Head);
+            let shown = error.with_message(&message, redactor).message;
+            shown.rsplit(' ').next().unwrap().to_owned()
+        };
+        let none = Redactor::default();
+        let opaque = "Ab0Cd1Ef2Gh3Ij4Kl5Mn6Op7Qr8St9Uv0Wx1Yz2";
+        assert_eq!(shown(&format!(" \"{opaque}"), &none), "\"…");
+        assert_eq!(shown(" è", &none), "è…");
+        assert_eq!(shown(&format!(" {}", "a".repeat(64)), &none), "…");
+        assert_eq!(shown(&format!(" {}", "a".repeat(65)), &none), "a".repeat(65) + "…");
+        let known = Redactor::new(["hunter2-secret"]).unwrap();
+        assert_eq!(
+            shown(" hunter2-sec", &known),
+            known.redact("hunter2-secret").into_owned() + "…"
+        );
     }
 }

@@ -9,21 +9,26 @@ use super::marker::fingerprint;
 use super::scan::{Span, rest, stretch};
 use super::{MIN_SECRET_CHARS, RedactorError};
 
-/// From how many bytes on the start of a secret is hidden at the end of a text, and its end at the
-/// start of one: a record may be cut anywhere.
+/// From how many bytes on the start of a secret, in any spelling, is hidden at the end of a text, and
+/// its end at the start of one: a record may be cut anywhere.
 const MIN_BROKEN_BYTES: usize = 8;
 
 /// The secrets that have been registered, ready to be found.
 pub(super) struct Known {
     pub(super) secrets: Vec<Secret>,
     matcher: AhoCorasick,
-    /// Which secret each pattern of the matcher spells.
-    owners: Vec<usize>,
+    /// What each pattern of the matcher spells.
+    spellings: Vec<Spelling>,
 }
 
 pub(super) struct Secret {
     pub(super) value: Box<str>,
     shown_as: Arc<str>,
+}
+
+struct Spelling {
+    /// Which secret it is one of.
+    owner: usize,
     start: Border,
     end: Border,
 }
@@ -32,12 +37,16 @@ impl Known {
     pub(super) fn new(values: Vec<Box<str>>) -> Result<Self, RedactorError> {
         let mut seen = HashSet::new();
         let mut patterns: Vec<Vec<u8>> = Vec::new();
-        let mut owners = Vec::new();
+        let mut spelled = Vec::new();
         for (owner, value) in values.iter().enumerate() {
             for spelling in spellings(value) {
                 if seen.insert(spelling.to_ascii_lowercase()) {
+                    spelled.push(Spelling {
+                        owner,
+                        start: Border::new(spelling.iter().copied()),
+                        end: Border::new(spelling.iter().rev().copied()),
+                    });
                     patterns.push(spelling);
-                    owners.push(owner);
                 }
             }
         }
@@ -47,44 +56,54 @@ impl Known {
             .map_err(|_| RedactorError::TooLarge)?;
         let secrets = values
             .into_iter()
-            .map(|value| Secret {
-                shown_as: fingerprint(value.as_bytes()).into(),
-                start: Border::new(value.bytes()),
-                end: Border::new(value.bytes().rev()),
-                value,
-            })
+            .map(|value| Secret { shown_as: fingerprint(value.as_bytes()).into(), value })
             .collect();
-        Ok(Self { secrets, matcher, owners })
+        Ok(Self { secrets, matcher, spellings: spelled })
     }
 
     pub(super) fn find(&self, text: &[u8], spans: &mut Vec<Span>) {
-        let secret = |pattern: usize| self.owners.get(pattern).and_then(|at| self.secrets.get(*at));
         // All of them: where two secrets share bytes, the second one must not be left half shown.
-        spans.extend(self.matcher.find_overlapping_iter(text).map(|found| Span {
+        let all = self.matcher.find_overlapping_iter(text).map(|found| Span {
             start: found.start(),
             end: found.end(),
-            shown_as: secret(found.pattern().as_usize()).map(|known| Arc::clone(&known.shown_as)),
-        }));
-        for known in &self.secrets {
-            let length = known.value.len();
-            let tail = rest(text, text.len().saturating_sub(length));
-            let broken = known.start.longest(tail.iter().copied());
-            if broken >= MIN_BROKEN_BYTES {
-                spans.push(known.part(text.len() - broken, text.len()));
-            }
-            let head = stretch(text, 0..text.len().min(length));
-            let broken = known.end.longest(head.iter().rev().copied());
-            if broken >= MIN_BROKEN_BYTES {
-                spans.push(known.part(0, broken));
-            }
-        }
+            shown_as: self.spellings.get(found.pattern().as_usize()).and_then(|of| self.name(of)),
+        });
+        spans.extend(all);
+        spans.extend(self.broken_at_end(text));
+        spans.extend(self.broken_at_start(text));
+    }
+
+    /// The longest start of a spelling that `text` ends with.
+    fn broken_at_end(&self, text: &[u8]) -> Option<Span> {
+        let (spelling, broken) = longest(self.spellings.iter().map(|spelling| {
+            let tail = rest(text, text.len().saturating_sub(spelling.start.len()));
+            (spelling, spelling.start.longest(tail.iter().copied()))
+        }))?;
+        let start = text.len() - broken;
+        Some(Span { start, end: text.len(), shown_as: self.name(spelling) })
+    }
+
+    /// The longest end of a spelling that `text` starts with.
+    fn broken_at_start(&self, text: &[u8]) -> Option<Span> {
+        let (spelling, broken) = longest(self.spellings.iter().map(|spelling| {
+            let head = stretch(text, 0..text.len().min(spelling.end.len()));
+            (spelling, spelling.end.longest(head.iter().rev().copied()))
+        }))?;
+        Some(Span { start: 0, end: broken, shown_as: self.name(spelling) })
+    }
+
+    fn name(&self, spelling: &Spelling) -> Option<Arc<str>> {
+        self.secrets.get(spelling.owner).map(|secret| Arc::clone(&secret.shown_as))
     }
 }
 
-impl Secret {
-    fn part(&self, start: usize, end: usize) -> Span {
-        Span { start, end, shown_as: Some(Arc::clone(&self.shown_as)) }
-    }
+/// The one of which most is there, the first of those that are equal, unless it is too little.
+fn longest<'s>(
+    broken: impl Iterator<Item = (&'s Spelling, usize)>,
+) -> Option<(&'s Spelling, usize)> {
+    broken
+        .filter(|(_, length)| *length >= MIN_BROKEN_BYTES)
+        .reduce(|most, next| if next.1 > most.1 { next } else { most })
 }
 
 /// Finds how much of a pattern's start a text ends with, in one pass (Knuth, Morris and Pratt).
@@ -105,6 +124,10 @@ impl Border {
             border.shorter.push(length);
         }
         border
+    }
+
+    fn len(&self) -> usize {
+        self.pattern.len()
     }
 
     fn last(&self) -> usize {
@@ -131,8 +154,10 @@ fn spellings(secret: &str) -> Vec<Vec<u8>> {
     let mut all = vec![bytes.to_vec(), percent_encode(bytes)];
     let mut json = Vec::new();
     crate::json::write_string(secret, &mut json);
-    all.push(json.get(1..json.len() - 1).unwrap_or(bytes).to_vec());
+    let json = json.get(1..json.len() - 1).unwrap_or(bytes);
     all.push(escape_non_ascii(secret));
+    all.push(escape_non_ascii(&String::from_utf8_lossy(json)));
+    all.push(json.to_vec());
     for alphabet in [STANDARD, URL_SAFE] {
         for shift in 0..3 {
             all.push(base64_core(bytes, shift, alphabet));

@@ -199,6 +199,42 @@ fn a_secret_that_is_cut_off_is_found_at_the_edge() {
 }
 
 #[test]
+fn a_secret_that_is_cut_off_is_found_in_every_spelling() {
+    let secret = "pässwörd/12 of \"mine\"";
+    let redactor = Redactor::new([secret]).unwrap();
+    let shown = fingerprint(secret);
+    let base64 = |skipped: &str| {
+        let text = general_purpose::STANDARD.encode(skipped.to_owned() + secret);
+        let core = (skipped.len() * 8).div_ceil(6)..(skipped.len() + secret.len()) * 8 / 6;
+        text.get(core).unwrap().to_owned()
+    };
+    let json = serde_json::to_string(secret).unwrap();
+    let spellings = [
+        base64(""),
+        base64("u"),
+        base64("us"),
+        "p%C3%A4ssw%C3%B6rd%2F12%20of%20%22mine%22".to_owned(),
+        json.get(1..json.len() - 1).unwrap().to_owned(),
+        r#"p\u00e4ssw\u00f6rd/12 of "mine""#.to_owned(),
+        r#"p\u00e4ssw\u00f6rd/12 of \"mine\""#.to_owned(),
+    ];
+    for spelling in spellings {
+        assert_eq!(redactor.redact(&format!("got {spelling}.")), format!("got {shown}."));
+        for missing in 1..=spelling.len() - 8 {
+            if let Some(start) = spelling.get(..spelling.len() - missing) {
+                assert_eq!(redactor.redact(&format!("got {start}")), format!("got {shown}"));
+            }
+            if let Some(end) = spelling.get(missing..) {
+                let redacted = redactor.redact(&format!("{end} it was")).into_owned();
+                assert_eq!(redacted, format!("{shown} it was"), "{end}");
+            }
+        }
+        let little = spelling.get(..7).unwrap_or("1234567");
+        assert_eq!(redactor.redact(&format!("got {little}")), format!("got {little}"));
+    }
+}
+
+#[test]
 fn a_registered_secret_keeps_its_name_wherever_it_is_found() {
     let redactor = Redactor::new(["hunter2 secret"]).unwrap();
     let shown = fingerprint("hunter2 secret");
