@@ -63,12 +63,17 @@ impl Known {
 
     pub(super) fn find(&self, text: &[u8], spans: &mut Vec<Span>) {
         // All of them: where two secrets share bytes, the second one must not be left half shown.
-        let all = self.matcher.find_overlapping_iter(text).map(|found| Span {
-            start: found.start(),
-            end: found.end(),
-            shown_as: self.spellings.get(found.pattern().as_usize()).and_then(|of| self.name(of)),
-        });
-        spans.extend(all);
+        // Secrets that repeat themselves match more often than the text has bytes.
+        let mut stretches: Vec<Stretch> = Vec::new();
+        for found in self.matcher.find_overlapping_iter(text) {
+            let spelling = Some(found.pattern().as_usize());
+            add(&mut stretches, Stretch { start: found.start(), end: found.end(), spelling });
+        }
+        spans.extend(stretches.into_iter().map(|stretch| Span {
+            start: stretch.start,
+            end: stretch.end,
+            shown_as: stretch.spelling.and_then(|at| self.name(self.spellings.get(at)?)),
+        }));
         spans.extend(self.broken_at_end(text));
         spans.extend(self.broken_at_start(text));
     }
@@ -95,6 +100,26 @@ impl Known {
     fn name(&self, spelling: &Spelling) -> Option<Arc<str>> {
         self.secrets.get(spelling.owner).map(|secret| Arc::clone(&secret.shown_as))
     }
+}
+
+/// Where one spelling matches, or several that overlap.
+struct Stretch {
+    start: usize,
+    end: usize,
+    /// The one that is all of it, if one is.
+    spelling: Option<usize>,
+}
+
+/// Adds a match to stretches that do not overlap, none of which ends after it.
+fn add(stretches: &mut Vec<Stretch>, mut new: Stretch) {
+    while let Some(last) = stretches.pop_if(|last| new.start < last.end) {
+        if last.start < new.start {
+            let inside = last.end == new.end;
+            let (start, end) = (last.start, new.end);
+            new = if inside { last } else { Stretch { start, end, spelling: None } };
+        }
+    }
+    stretches.push(new);
 }
 
 /// The one of which most is there, the first of those that are equal, unless it is too little.

@@ -1,5 +1,6 @@
 use base64::Engine;
 use base64::engine::general_purpose;
+use proptest::prelude::*;
 
 use super::*;
 
@@ -231,6 +232,41 @@ fn a_secret_that_is_cut_off_is_found_in_every_spelling() {
         }
         let little = spelling.get(..7).unwrap_or("1234567");
         assert_eq!(redactor.redact(&format!("got {little}")), format!("got {little}"));
+    }
+}
+
+#[test]
+fn secrets_that_overlap_are_one_stretch_however_often_they_match() {
+    let nested = (6..70).map(|length| "a".repeat(length));
+    let redactor = Redactor::new(nested).unwrap();
+    let text = "a".repeat(1000);
+    let mut spans = Vec::new();
+    redactor.known(text.as_bytes(), &mut spans);
+    assert!(spans.len() <= 3, "{}, with one for each edge", spans.len());
+    assert_eq!(redactor.redact(&text), fingerprint(&text));
+    assert_eq!(redactor.redact(&format!("({})", "a".repeat(69))), {
+        format!("({})", fingerprint(&"a".repeat(69)))
+    });
+}
+
+proptest! {
+    #[test]
+    fn matches_are_added_up_as_stretches_are_merged(
+        secrets in prop::collection::vec("[ab]{6,9}", 1..16), text in "[ab]{0,40}",
+    ) {
+        let redactor = Redactor::new(&secrets).unwrap();
+        // Nothing is broken off at the edges.
+        let text = format!("({text})");
+        let mut all = Vec::new();
+        for secret in &secrets {
+            let shown_as = Some(Arc::from(fingerprint(secret)));
+            for start in (0..text.len()).filter(|at| text.get(*at..).unwrap().starts_with(secret)) {
+                all.push(Span { start, end: start + secret.len(), shown_as: shown_as.clone() });
+            }
+        }
+        let mut found = Vec::new();
+        redactor.known(text.as_bytes(), &mut found);
+        prop_assert_eq!(found, merge(&text, all));
     }
 }
 
