@@ -177,6 +177,11 @@ impl Border {
 fn spellings(secret: &str) -> Vec<Vec<u8>> {
     let bytes = secret.as_bytes();
     let mut all = vec![bytes.to_vec(), percent_encode(bytes)];
+    // Forms have a plus for a space. What else they encode, and what not, is up to the sender.
+    let form = secret.replace(' ', "+").into_bytes();
+    let words: Vec<_> = secret.split(' ').map(|word| percent_encode(word.as_bytes())).collect();
+    all.push(words.join(&b'+'));
+    all.push(form);
     let mut json = Vec::new();
     crate::json::write_string(secret, &mut json);
     let json = json.get(1..json.len() - 1).unwrap_or(bytes);

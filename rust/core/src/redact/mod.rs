@@ -3,8 +3,8 @@
 //! Every text that leaves the library passes a [`Redactor`]. It finds secrets
 //!
 //! * by value: what has been registered, in the spellings that engines, URLs and headers give it –
-//!   as it is, in other case, percent-encoded, JSON-escaped, base64 at each of the three
-//!   alignments – and broken off at either edge of the text;
+//!   as it is, in other case, percent-encoded, in a form, JSON-escaped, base64 at each of the three
+//!   alignments – each of them whole or broken off at either edge of the text;
 //! * by name: headers, parameters, options and fields that carry one;
 //! * by place: what a URL has before its host;
 //! * by shape: tokens with the prefix of their issuer, private keys.

@@ -182,6 +182,27 @@ fn a_secret_is_found_in_other_case_and_behind_escapes() {
 }
 
 #[test]
+fn a_secret_is_found_as_forms_and_paths_encode_it() {
+    let redactor = Redactor::new(["correct horse", "is it 1+1 & é?", "pässwörd/12"]).unwrap();
+    for (text, secret) in [
+        ("GET /x?q=correct+horse 403", "correct horse"),
+        ("q=is+it+1%2B1+%26+%C3%A9%3F", "is it 1+1 & é?"),
+        ("q=is+it+1%2b1+%26+%c3%a9?", "is it 1+1 & é?"),
+        ("GET /p%C3%A4ssw%C3%B6rd/12 403", "pässwörd/12"),
+        ("GET /p%C3%A4ssw%C3%B6rd%2F12 403", "pässwörd/12"),
+        ("GET /p%25C3%25A4ssw%25C3%25B6rd/12 403", "pässwörd/12"),
+    ] {
+        let redacted = redactor.redact(text);
+        assert!(redacted.contains(&fingerprint(secret)), "{redacted}");
+        assert!(!["horse", "it", "rd"].iter().any(|part| redacted.contains(part)), "{redacted}");
+    }
+    assert_eq!(
+        redactor.redact("got is+it+1%2B1+%2"),
+        format!("got {}", fingerprint("is it 1+1 & é?"))
+    );
+}
+
+#[test]
 fn a_secret_that_is_cut_off_is_found_at_the_edge() {
     let redactor = Redactor::new(["hunter2-secret", "abababababc"]).unwrap();
     let shown = fingerprint("hunter2-secret");
