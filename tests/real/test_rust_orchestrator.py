@@ -110,7 +110,8 @@ async def test_what_is_forwarded_is_what_an_adapter_in_python_gives(
     assert kinds == ["started", *["token"] * (len(kinds) - 2), "end"]
     assert [data["i"] for kind, data in forwarded if kind == "token"] == list(range(len(kinds) - 2))
     assert UUID(forwarded[0][1]["correlation_id"]).version == 4
-    assert forwarded[-1][1]["decode_ms"] > 0
+    # An answer that came in one piece took no millisecond.
+    assert forwarded[-1][1]["decode_ms"] >= 0
 
 
 async def test_the_correlation_id_goes_through(front: httpx.AsyncClient) -> None:
@@ -150,9 +151,10 @@ async def test_a_client_that_hangs_up_frees_the_engine(
 ) -> None:
     sent = task(max_tokens=15_000, ctx=16_000)
     async with front.stream("POST", "/v1/tasks", content=sent.model_dump_json()) as answer:
-        async for kind, _ in events_of(answer):
-            if kind == "token":
-                break
+        # Held: a generator that nobody holds closes the response.
+        events = events_of(answer)
+        while (await anext(events))[0] != "token":
+            pass
         assert await slow_engine.busy() == 1
     await slow_engine.idle(within=FREED)
 
