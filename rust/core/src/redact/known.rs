@@ -185,6 +185,7 @@ fn spellings(secret: &str) -> Vec<Vec<u8>> {
     let mut json = Vec::new();
     crate::json::write_string(secret, &mut json);
     let json = json.get(1..json.len() - 1).unwrap_or(bytes);
+    all.push(python_ascii(secret));
     all.push(escape_non_ascii(secret));
     all.push(escape_non_ascii(&String::from_utf8_lossy(json)));
     all.push(json.to_vec());
@@ -213,6 +214,22 @@ fn escape_non_ascii(secret: &str) -> Vec<u8> {
         }
     }
     out.into_bytes()
+}
+
+/// As Python's `ascii` spells it. In `bytes`, `\xe9` is a byte; here it is a character.
+fn python_ascii(secret: &str) -> Vec<u8> {
+    secret
+        .chars()
+        .flat_map(|character| {
+            match u32::from(character) {
+                0..0x80 => character.to_string(),
+                code @ 0x80..0x100 => format!("\\x{code:02x}"),
+                code @ 0x100..0x1_0000 => format!("\\u{code:04x}"),
+                code => format!("\\U{code:08x}"),
+            }
+            .into_bytes()
+        })
+        .collect()
 }
 
 /// RFC 3986, section 2.1: everything but unreserved characters is encoded.

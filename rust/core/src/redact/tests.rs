@@ -203,6 +203,19 @@ fn a_secret_is_found_as_forms_and_paths_encode_it() {
 }
 
 #[test]
+fn a_secret_is_found_as_python_writes_strings_and_bytes() {
+    let secret = "sécret ключ \u{1f600}";
+    let redactor = Redactor::new([secret]).unwrap();
+    for (text, shown) in [
+        (r"'s\xe9cret \u043a\u043b\u044e\u0447 \U0001f600'", "'****'"),
+        (r"b's\xc3\xa9cret \xd0\xba\xd0\xbb\xd1\x8e\xd1\x87 \xf0\x9f\x98\x80'", "b'****'"),
+        (r"'s\xe9cret \u043a\u043b", "'****"),
+    ] {
+        assert_eq!(redactor.redact(text), shown.replace("****", &fingerprint(secret)));
+    }
+}
+
+#[test]
 fn a_secret_that_is_cut_off_is_found_at_the_edge() {
     let redactor = Redactor::new(["hunter2-secret", "abababababc"]).unwrap();
     let shown = fingerprint("hunter2-secret");
