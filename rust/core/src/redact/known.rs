@@ -78,13 +78,19 @@ impl Known {
         spans.extend(self.broken_at_start(text));
     }
 
-    /// The longest start of a spelling that `text` ends with.
+    /// The longest start of a spelling that `text` ends with, but for an escape that is cut off.
     fn broken_at_end(&self, text: &[u8]) -> Option<Span> {
-        let (spelling, broken) = longest(self.spellings.iter().map(|spelling| {
-            let tail = rest(text, text.len().saturating_sub(spelling.start.len()));
-            (spelling, spelling.start.longest(tail.iter().copied()))
-        }))?;
-        let start = text.len() - broken;
+        let start = |end: usize| {
+            let text = stretch(text, 0..end);
+            let (spelling, broken) = longest(self.spellings.iter().map(|spelling| {
+                let tail = rest(text, text.len().saturating_sub(spelling.start.len()));
+                (spelling, spelling.start.longest(tail.iter().copied()))
+            }))?;
+            Some((end - broken, spelling))
+        };
+        let ends = [Some(text.len()), unfinished_escape(text)];
+        let starts = ends.into_iter().flatten().filter_map(start);
+        let (start, spelling) = starts.min_by_key(|(start, _)| *start)?;
         Some(Span { start, end: text.len(), shown_as: self.name(spelling) })
     }
 
@@ -100,6 +106,20 @@ impl Known {
     fn name(&self, spelling: &Spelling) -> Option<Arc<str>> {
         self.secrets.get(spelling.owner).map(|secret| Arc::clone(&secret.shown_as))
     }
+}
+
+/// Where the escape begins in which `text` is cut off.
+fn unfinished_escape(text: &[u8]) -> Option<usize> {
+    const LONGEST: usize = r"\U0001F60".len();
+    let from = text.len().saturating_sub(LONGEST);
+    let at = from + memchr::memrchr2(b'%', b'\\', rest(text, from))?;
+    let (digits, missing) = match rest(text, at) {
+        [b'%', digits @ ..] | [_, b'x', digits @ ..] => (digits, digits.len() < 2),
+        [_, b'u', digits @ ..] => (digits, digits.len() < 4),
+        [_, b'U', digits @ ..] => (digits, digits.len() < 8),
+        other => (&[][..], other.len() < 2),
+    };
+    (missing && digits.iter().all(u8::is_ascii_hexdigit)).then_some(at)
 }
 
 /// Where one spelling matches, or several that overlap.

@@ -305,6 +305,30 @@ proptest! {
 }
 
 #[test]
+fn a_secret_that_is_cut_off_in_an_escape_is_found() {
+    let secret = "pässwörd/12 ключ";
+    let redactor = Redactor::new([secret]).unwrap();
+    // Spelled as no other test: some of it is escaped, and some of it that could be is not.
+    for text in [
+        "p%C3%A4ssw\u{f6}rd/12%20ключ",
+        r"p\u00e4sswörd\/12 ключ",
+        r"pässw\U000000f6rd\x2f12 ключ",
+        "p%25C3%25A4ssw%25C3%25B6rd/12%2520ключ",
+    ] {
+        for end in (0..text.len()).filter(|end| text.is_char_boundary(*end)) {
+            let redacted = redactor.redact(text.get(..end).unwrap()).into_owned();
+            assert!(!redacted.contains("ssw") || !redacted.contains("rd"), "{redacted}");
+        }
+    }
+    for kept in ["pässwö%20", r"pässwö\u", r"pässwö\u00", r"pässwö\u00g", "pässwö%g", "pässwö%"]
+    {
+        let shown = fingerprint(secret);
+        let hidden = [r"pässwö\u", r"pässwö\u00", "pässwö%"].contains(&kept);
+        assert_eq!(redactor.redact(kept), if hidden { &shown } else { kept });
+    }
+}
+
+#[test]
 fn a_registered_secret_keeps_its_name_wherever_it_is_found() {
     let redactor = Redactor::new(["hunter2 secret"]).unwrap();
     let shown = fingerprint("hunter2 secret");
