@@ -399,7 +399,8 @@ def without_a_word(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Nothing is said by asyncio's debug mode, and nothing by what is collected afterwards."""
     yield
     gc.collect()
-    said = [record.getMessage() for record in caplog.records if record.name == "asyncio"]
+    records = [*caplog.get_records("call"), *caplog.records]
+    said = [record.getMessage() for record in records if record.name == "asyncio"]
     # How long a step took is the machine's affair.
     assert [message for message in said if not message.startswith("Executing ")] == []
 
@@ -657,6 +658,52 @@ def test_i5_a_run_that_ends_with_streams_open(endless: ScriptedEngine) -> None:
     settled(lambda: endless.busy == 0)
     kept.clear()
     gc.collect()
+
+
+@quietly
+@pytest.mark.parametrize("name", ["sglang", "vllm"])
+@pytest.mark.parametrize("way", ["open", "read", "generator", "submit"])
+def test_i5_a_run_that_ends_before_an_abort_is_sent(name: str, way: str) -> None:
+    """The engine hears of it, or not, as there is time; nobody else does."""
+    kept: list[object] = []
+
+    async def main() -> None:
+        made = adapter_of(name, running.url)
+        asked = task_of(name, max_tokens=1_000_000)
+        if way == "submit":
+            running.behave(hang="head")
+            kept.append(asyncio.create_task(made.submit(asked)))
+            await eventually(lambda: running.busy == 1, "the submit")
+            return
+        stream = await made.submit(asked)
+        has_begun = asyncio.Event()
+
+        async def events() -> AsyncIterator[TokenEvent]:
+            async for event in stream:
+                yield event
+
+        async def read() -> None:
+            async for event in stream:
+                if event.kind == "token":
+                    has_begun.set()
+
+        if way == "read":
+            kept.append(asyncio.create_task(read()))
+            await has_begun.wait()
+        elif way == "generator":
+            generator = events()
+            await anext(generator)
+            kept.append(generator)
+        else:
+            await anext(stream)
+            kept.append(stream)
+        assert running.busy == 1
+
+    with scripted_engine(name, delay_ms=1) as running:
+        asyncio.run(main(), debug=True)
+        settled(lambda: running.busy == 0)
+        kept.clear()
+        gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")

@@ -27,6 +27,7 @@ from tests.unit.wire import (
     playing,
 )
 from worker_adapters import DeadlineUnmet, DecodeTimeout, RetryPolicy, Timeouts, WorkerError
+from worker_adapters._abort import Aborts
 from worker_adapters.engines._http import ABORT_SECONDS
 from worker_adapters.engines.llamacpp import LlamaCppAdapter
 from worker_adapters.transport import Request
@@ -123,7 +124,7 @@ async def aborted_once(server: Server) -> None:
 
 async def never_aborted(made: Aborting, server: Server) -> None:
     await made.aclose()
-    assert made._aborts == set()
+    assert made._aborts.pending == set()
     assert server.requests("/abort") == []
 
 
@@ -134,7 +135,8 @@ def no_word_in_debug_mode(caplog: pytest.LogCaptureFixture) -> Any:
         warnings.simplefilter("error")
         yield
         gc.collect()
-    said = [record.getMessage() for record in caplog.records if record.name == "asyncio"]
+    records = [*caplog.get_records("call"), *caplog.records]
+    said = [record.getMessage() for record in records if record.name == "asyncio"]
     # How long a step took is the machine's affair.
     assert [message for message in said if not message.startswith("Executing ")] == []
 
@@ -322,7 +324,7 @@ def test_closing_the_adapter_waits_for_it(how: str) -> None:
             await made.aclose()
             assert finished == ["abort"]
             assert ids(server, "/abort") == ids(server, "/completion")
-            assert made._aborts == set()
+            assert made._aborts.pending == set()
 
     debugging(main())
 
@@ -644,6 +646,57 @@ def test_a_task_submitted_again_has_another_id() -> None:
             assert ids(server, "/completion") == [first, second]
 
     debugging(main())
+
+
+def test_an_abort_that_finds_its_client_closed_is_not_taken() -> None:
+    async def refused() -> bool | None:
+        raise RuntimeError("Cannot send a request, as the client has been closed.")
+
+    async def main() -> None:
+        aborts = Aborts()
+        abort = aborts.prepared(refused)
+        abort.start()
+        assert aborts.pending == {abort}
+        assert await abort.taken() is False
+        assert aborts.pending == set()
+
+    debugging(main())
+
+
+def test_an_abort_under_way_ends_with_its_loop_and_none_begins_after_it() -> None:
+    sent: list[str] = []
+    aborts = Aborts()
+    first, later = [], []
+
+    async def for_long() -> bool | None:
+        sent.append("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            sent.append("given up")
+        return True
+
+    async def main() -> None:
+        first.append(aborts.prepared(for_long))
+        later.append(aborts.prepared(for_long))
+        first[0].start()
+        await asyncio.sleep(0)
+        assert sent == ["begun"]
+
+    with asyncio.Runner(debug=True) as runner:
+        loop = runner.get_loop()
+        loop.run_until_complete(main())
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        assert sent == ["begun", "given up"]
+        assert aborts.pending == set()
+
+        async def start() -> None:
+            later[0].start()
+            assert await later[0].taken() is False
+
+        loop.run_until_complete(start())
+    assert sent == ["begun", "given up"]
+    assert aborts.pending == set()
 
 
 def test_a_loop_that_ends_with_streams_open_says_nothing() -> None:

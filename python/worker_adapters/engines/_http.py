@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
-from worker_adapters._abort import Abort, confirmed, patience
+from worker_adapters._abort import Abort, Aborts, confirmed, patience
 from worker_adapters._core import EgressPolicy, Metrics, StreamDecoder, TaskMetrics, TokenEvent
 from worker_adapters._secret import SecretBytes
 from worker_adapters.capabilities import AdapterCapabilities
@@ -225,7 +225,7 @@ class HttpAdapter(IdentifiedEngine):
             keys=self._credentials,
             uniform=self._rng.uniform,
         )
-        self._aborts: set[Abort] = set()
+        self._aborts = Aborts()
         self._submits: dict[UUID, Call] = {}
         self._streams: WeakValueDictionary[UUID, TokenStream] = WeakValueDictionary()
         self._closed = False
@@ -420,8 +420,9 @@ class HttpAdapter(IdentifiedEngine):
                 *(stream.cancel() for stream in list(self._streams.values())),
             )
             # Those of streams that were left or dropped just before.
-            await asyncio.gather(*(abort.taken() for abort in list(self._aborts)))
+            await self._aborts.taken()
         finally:
+            await self._aborts.aclose()
             await self._data_plane.aclose()
             await self._transport.aclose()
 
@@ -656,7 +657,7 @@ class HttpAdapter(IdentifiedEngine):
         request = self._abort_request(dispatch)
         if request is None:
             return None
-        return Abort(partial(self._send_abort, request, call.correlation_id), self._aborts)
+        return self._aborts.prepared(partial(self._send_abort, request, call.correlation_id))
 
     async def _stopped(
         self, dispatch: Dispatch, correlation_id: str, has_token: bool
