@@ -329,6 +329,18 @@ fn a_secret_that_is_cut_off_in_an_escape_is_found() {
 }
 
 #[test]
+fn of_secrets_that_are_cut_off_together_the_longest_is_hidden() {
+    for secrets in [["abcdefghij-one", "cdefghij-two"], ["cdefghij-two", "abcdefghij-one"]] {
+        let redactor = Redactor::new(secrets).unwrap();
+        assert_eq!(redactor.redact("<abcdefghij"), format!("<{}", fingerprint("abcdefghij-one")));
+    }
+    for secrets in [["one-abcdefghij", "two-abcdefgh"], ["two-abcdefgh", "one-abcdefghij"]] {
+        let redactor = Redactor::new(secrets).unwrap();
+        assert_eq!(redactor.redact("abcdefghij>"), format!("{}>", fingerprint("one-abcdefghij")));
+    }
+}
+
+#[test]
 fn a_registered_secret_keeps_its_name_wherever_it_is_found() {
     let redactor = Redactor::new(["hunter2 secret"]).unwrap();
     let shown = fingerprint("hunter2 secret");
