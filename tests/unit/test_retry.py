@@ -165,11 +165,11 @@ def test_what_the_engine_asks_for_wins() -> None:
 def test_a_pause_that_leaves_less_than_a_millisecond_is_not_begun(past: float) -> None:
     retries = Retries(RetryPolicy(), most)
     asked = failed("loading", retry_after_ms=600)
-    for now in (0.0, 1000.1, 123456.7):
-        until = now + 0.6 + past
-        assert retries.begin().pause_after(asked, Repeat.HARMFUL, now, until) is None
-        until = now + 0.602
-        assert retries.begin().pause_after(asked, Repeat.HARMFUL, now, until) == 0.6
+    for at in (0.0, 1000.1, 123456.7):
+        until = at + 0.6 + past
+        assert retries.begin().pause_after(asked, Repeat.HARMFUL, at, until) is None
+        until = at + 0.602
+        assert retries.begin().pause_after(asked, Repeat.HARMFUL, at, until) == 0.6
 
 
 @pytest.mark.parametrize(
